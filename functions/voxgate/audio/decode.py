@@ -1,0 +1,72 @@
+"""Samples out of a file: 16 kHz, mono, signed 16-bit little-endian, a piece at a time.
+
+Hostile files are the normal case here. Memory is bounded by one packet's frames, and time by
+`max_seconds` of decoded audio, whatever a header claims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+import av
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+
+from voxgate.audio import UnusableAudio
+
+RATE = 16_000
+_BYTES_PER_SECOND = RATE * 2
+_UNREADABLE = "The audio cannot be decoded: the file is damaged, cut off, or not what its first bytes say."
+
+
+@contextmanager
+def opened(source: str | BinaryIO, demuxer: str) -> Iterator[tuple[InputContainer, AudioStream]]:
+    """The file, from its start, and its audio track, read by the demuxer of that name and no other.
+
+    Raises `UnusableAudio`, also for what FFmpeg reports while the file is in use.
+    """
+    if not isinstance(source, str):
+        source.seek(0)
+    try:
+        # No protocol but plain files: a QuickTime reference must not make us fetch an address.
+        with av.open(
+            source, format=demuxer, options={"protocol_whitelist": "file"}, metadata_errors="ignore"
+        ) as container:
+            stream = container.streams.best("audio")
+            if stream is None:
+                raise UnusableAudio("The file has no audio track.")
+            if stream.codec_context is None:
+                raise UnusableAudio("The file's audio track uses a codec that is not supported here.")
+            yield container, stream
+    except av.FFmpegError as error:
+        raise UnusableAudio(_UNREADABLE) from error
+
+
+def decode(path: str, demuxer: str, *, max_seconds: float) -> Iterator[bytes]:
+    """Yield the audio track's samples. Raises `UnusableAudio` for a file that has none, that is
+    damaged beyond use, or that lasts longer than `max_seconds`."""
+    resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
+    left = max_seconds * _BYTES_PER_SECOND
+    good = bad = 0
+    with opened(path, demuxer) as (container, stream):
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+                good += len(frames)
+            except av.InvalidDataError:
+                bad += 1  # one damaged packet costs its own 20 ms, as in any player
+                continue
+            for frame in frames:
+                for piece in resampler.resample(frame):
+                    left -= piece.samples * 2
+                    if left < 0:
+                        raise UnusableAudio(f"The audio is longer than {max_seconds:g} seconds: send it in parts.")
+                    yield bytes(piece.planes[0])[: piece.samples * 2]
+        if bad > good:
+            raise UnusableAudio(_UNREADABLE)
+        if not good:
+            raise UnusableAudio("The file holds no audio.")
+        for piece in resampler.resample(None):
+            yield bytes(piece.planes[0])[: piece.samples * 2]

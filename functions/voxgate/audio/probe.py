@@ -1,0 +1,153 @@
+"""How long a recording lasts, to bill by: what its packets hold, not what its header claims.
+
+The packets are counted without being decoded, which takes milliseconds where decoding takes
+seconds. Where the count cannot be trusted either, the audio is decoded after all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import av
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+
+from voxgate.audio import UnusableAudio
+from voxgate.audio.decode import opened
+from voxgate.audio.sniff import FLAC, MP4, OGG, WAV, Container
+
+SHORTEST = 0.1  # seconds, as OpenAI has it
+_TOLERANCE = 0.05
+_CUT_OFF = 0.5  # seconds missing from what the header promises that make a file "cut off"
+# Recorders that write to a pipe leave a size that means "unknown": all ones, or near the largest
+# signed number that still has room for the header.
+_UNKNOWN_WAV_SIZE = 0x7F00_0000
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """`duration` is in seconds, as decoded."""
+
+    duration: float
+    codec: str
+
+
+def probe(file: BinaryIO, container: Container, *, max_seconds: float) -> Probe:
+    """Measure the audio track. Raises `UnusableAudio` for a file without one, a damaged or cut
+    off one, one shorter than 0.1 s and one longer than `max_seconds`."""
+    promised = _wav_promise(file) if container == WAV else None
+    with opened(file, container.demuxer) as (media, stream):
+        codec = stream.codec_context.name
+        scan = _scan(media, stream)
+        duration = scan.duration(container, stream)
+        if container == FLAC or (container == MP4 and scan.packets < stream.frames):
+            promised = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else None
+    if duration is None:
+        duration = _decoded(file, container, max_seconds)
+    if promised is not None and promised - duration > _CUT_OFF:
+        raise UnusableAudio(
+            f"The audio is cut off: its header promises {promised:.1f} s, {duration:.1f} s are there. Upload it again."
+        )
+    if duration > max_seconds:
+        raise UnusableAudio(f"The audio is {duration:.0f} s long; at most {max_seconds:g} s are taken: send it in parts.")
+    if duration < SHORTEST:
+        raise UnusableAudio(f"The audio is too short ({duration:.3f} s): at least {SHORTEST} s are needed.")
+    return Probe(duration, codec)
+
+
+@dataclass(slots=True)
+class _Scan:
+    """What the packets say, in seconds."""
+
+    packets: int = 0
+    total: float = 0.0
+    first: float = 0.0  # the first packet's own duration
+    unknown: int = 0  # packets that do not say how long they are
+    skipped_start: float = 0.0
+    skipped_end: float = 0.0
+    discarded: float = 0.0
+
+    def duration(self, container: Container, stream: AudioStream) -> float | None:
+        """None where the packets cannot be believed."""
+        codec = stream.codec_context
+        if not self.packets or self.unknown:
+            return None
+        if container == MP4:
+            # Durations come from a table that can say anything. Frames of a fixed size check it;
+            # PCM is its own measure; the rest is decoded.
+            if codec.frame_size and codec.sample_rate:
+                counted = self.packets * codec.frame_size / codec.sample_rate
+                if abs(counted - self.total) > max(_TOLERANCE, codec.frame_size / codec.sample_rate):
+                    return None
+            elif not codec.name.startswith("pcm_"):
+                return None
+        if codec.name == "vorbis":  # the first packet only primes the decoder (Vorbis I, 4.3.8)
+            return self.total - self.first
+        # Ogg's last packet is already cut to the stream's end in its duration.
+        end = 0.0 if container == OGG else self.skipped_end
+        return self.total - max(self.skipped_start, self.discarded) - end
+
+
+def _scan(media: InputContainer, stream: AudioStream) -> _Scan:
+    scan = _Scan()
+    ticks = discarded = 0
+    rate = stream.codec_context.sample_rate or 1
+    time_base = float(stream.time_base or 0)
+    for packet in media.demux(stream):
+        if not packet.size:
+            continue
+        duration = packet.duration
+        if not duration or duration < 0:
+            scan.unknown += 1
+            continue
+        if not scan.packets:
+            scan.first = duration * time_base
+        scan.packets += 1
+        ticks += duration
+        if packet.is_discard:
+            discarded += duration
+        if packet.has_sidedata("skip_samples"):
+            # FFmpeg's AV_PKT_DATA_SKIP_SAMPLES: u32le from the start, u32le from the end.
+            skip = bytes(packet.get_sidedata("skip_samples"))
+            scan.skipped_start += int.from_bytes(skip[:4], "little") / rate
+            scan.skipped_end += int.from_bytes(skip[4:8], "little") / rate
+    scan.total = ticks * time_base
+    scan.discarded = discarded * time_base
+    return scan
+
+
+def _decoded(file: BinaryIO, container: Container, max_seconds: float) -> float:
+    seconds = 0.0
+    with opened(file, container.demuxer) as (media, stream):
+        for packet in media.demux(stream):
+            try:
+                for frame in packet.decode():
+                    seconds += frame.samples / (frame.sample_rate or 1)
+            except av.InvalidDataError:
+                continue
+            if seconds > max_seconds:
+                break
+    return seconds
+
+
+def _wav_promise(file: BinaryIO) -> float | None:
+    """The seconds that a WAV header claims, or None where it does not know (EBU 3306 for RF64)."""
+    file.seek(0)
+    riff = file.read(12)
+    order = "big" if riff[:4] == b"RIFX" else "little"
+    rate = size64 = 0
+    while len(header := file.read(8)) == 8:
+        name, size = header[:4], int.from_bytes(header[4:], order)
+        if name == b"data":
+            size = size64 if size64 and size == 0xFFFF_FFFF else size
+            known = rate and size and (size64 or size < _UNKNOWN_WAV_SIZE)
+            return size / rate if known else None
+        content = file.read(min(size, 64))
+        if name == b"fmt ":
+            rate = int.from_bytes(content[8:12], order)
+        elif name == b"ds64":
+            size64 = int.from_bytes(content[8:16], "little")
+        file.seek(size - len(content) + (size & 1), 1)
+    return None
+

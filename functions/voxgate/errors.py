@@ -1,0 +1,144 @@
+"""Every way in which a request can fail.
+
+    VoxgateError
+    |-- InvalidInput            400  the request itself: `param` names the field
+    |   `-- TooLarge            413
+    |-- Unauthenticated         401
+    |-- NotFound                404  no such path
+    |   `-- ModelNotFound       404
+    |-- MethodNotAllowed        405
+    |-- Overloaded              503  the queue is full; `retry_after` says when to come back
+    |-- ProviderUnavailable     502  every provider for the model failed
+    `-- ClientGone              499  nobody is left to read the answer
+
+    ProviderError                    one attempt at one provider; never reaches a client
+    InvalidCatalog, InvalidSettings  the operator's mistake, said at start
+
+The envelope is OpenAI's, `{"error": {"message", "type", "param", "code"}}`; the codes are those
+of the stats contract (`dialects.md`, "Errors").
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class VoxgateError(Exception):
+    """A failure that the client is told of. `message` is for the client's eyes."""
+
+    status = 500
+    code = "internal_error"
+    type = "server_error"
+
+    def __init__(self, message: str, *, param: str | None = None, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.headers = headers or {}
+
+    def envelope(self) -> dict[str, dict[str, str | None]]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidInput(VoxgateError):
+    status = 400
+    code = "invalid_input"
+    type = "invalid_request_error"
+
+
+class TooLarge(InvalidInput):
+    status = 413
+
+
+class Unauthenticated(VoxgateError):
+    status = 401
+    code = "unauthenticated"
+    type = "authentication_error"
+
+    def __init__(self, message: str) -> None:
+        # RFC 9110, 11.6.1: a 401 names the scheme that would be accepted.
+        super().__init__(message, headers={"www-authenticate": 'Bearer realm="voxgate"'})
+
+
+class NotFound(VoxgateError):
+    status = 404
+    code = "not_found"
+    type = "invalid_request_error"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class MethodNotAllowed(VoxgateError):
+    status = 405
+    code = "method_not_allowed"
+    type = "invalid_request_error"
+
+    def __init__(self, method: str, path: str, allowed: list[str]) -> None:
+        allow = ", ".join(sorted(allowed))
+        super().__init__(f"{path} does not take {method}; it takes {allow}.", headers={"allow": allow})
+
+
+class Overloaded(VoxgateError):
+    status = 503
+    code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message, headers={"retry-after": str(retry_after)})
+        self.retry_after = retry_after
+
+
+class ProviderUnavailable(VoxgateError):
+    status = 502
+    code = "provider_unavailable"
+
+
+class ClientGone(VoxgateError):
+    """The client hung up. The status is nginx's; it is only ever seen in our own log."""
+
+    status = 499
+    code = "client_gone"
+
+
+class FailureClass(StrEnum):
+    """What one failed attempt means for the next one. Routing reads nothing else of a failure."""
+
+    CALLER_FAULT = "caller_fault"  # the audio or a parameter: no other provider would do better
+    CREDENTIAL = "credential"  # our key is wrong there
+    QUOTA = "quota"  # we are out of credit there
+    RATE_LIMIT = "rate_limit"  # not now: see retry_after
+    TRANSIENT = "transient"  # a crash, a timeout, a broken answer
+    UNSUPPORTED = "unsupported"  # this one cannot, another may
+
+
+class ProviderError(Exception):
+    """One attempt at one provider failed.
+
+    `message` may be shown to the client only for CALLER_FAULT; `status` is the provider's HTTP
+    status where there was one; `retry_after` is in seconds.
+    """
+
+    def __init__(
+        self,
+        failure: FailureClass,
+        message: str,
+        *,
+        status: int | None = None,
+        param: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.failure = failure
+        self.message = message
+        self.status = status
+        self.param = param
+        self.retry_after = retry_after
+
+
+class InvalidCatalog(Exception):
+    """The catalogue file is wrong; the message names the file, the key and what is wrong."""
+
+
+class InvalidSettings(Exception):
+    """An environment variable has an unusable value; the message names it."""

@@ -1,0 +1,191 @@
+"""Multipart forms as they arrive: bytes in, events out, and no I/O (RFC 7578, RFC 2046 5.1).
+
+`multipart`'s push parser finds the boundaries; this module adds what a gateway needs on top:
+limits for files and for fields apart, names and file names in every encoding that clients use,
+and refusals that name the field. See docs/decisions/002-multipart.md for why this parser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from multipart import (
+    MultipartError,
+    MultipartSegment,
+    ParserLimitReached,
+    PushMultipartParser,
+    content_disposition_unquote,
+    parse_options_header,
+)
+
+from voxgate.errors import InvalidInput, TooLarge
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """All sizes in bytes. `file` is the contract's 25 MB; the rest keeps a form small."""
+
+    file: int = 25 * MIB
+    field: int = MIB
+    fields: int = 4 * MIB
+    parts: int = 128
+    header: int = 8 * 1024
+    headers: int = 8
+
+    @property
+    def body(self) -> int:
+        """The longest body that could still be within the limits, part headers included."""
+        return self.file + self.fields + self.parts * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileStart:
+    """A file part begins; its content follows as `bytes` events, then a `FileEnd`."""
+
+    name: str
+    filename: str
+    content_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileEnd:
+    name: str
+
+
+Event = Field | FileStart | bytes | FileEnd
+
+
+class FormParser:
+    """Parses one form. `feed` it the body in pieces of any size, then `close` it.
+
+    Raises `InvalidInput` (400) for a body that is not a whole, well-formed form and `TooLarge`
+    (413) for a file over its limit.
+    """
+
+    def __init__(self, content_type: str | None, limits: Limits | None = None) -> None:
+        kind, options = parse_options_header(content_type or "")
+        if kind != "multipart/form-data":
+            raise InvalidInput(f"Content-Type must be multipart/form-data, not {kind[:100] or 'absent'}.")
+        boundary = options.get("boundary", "")
+        # RFC 2046 5.1.1 allows 70 characters; some clients go a little over it.
+        if not boundary or len(boundary) > 200:
+            raise InvalidInput("The Content-Type header lacks a usable multipart boundary; let your client set it.")
+        self._limits = limits or Limits()
+        try:
+            self._parser = PushMultipartParser(
+                boundary.encode("latin-1", "replace"),
+                max_header_size=self._limits.header,
+                max_header_count=self._limits.headers,
+                max_segment_count=self._limits.parts,
+                # Headers are taken byte for byte and decoded below: old clients send Latin-1 names.
+                header_charset="latin-1",
+            )
+        except MultipartError as error:
+            raise InvalidInput(f"The multipart boundary cannot be used: {error}.") from error
+        self._name = ""
+        self._is_file = False
+        self._size = 0
+        self._value: list[bytes] = []
+        self._fields_size = 0
+
+    def feed(self, chunk: bytes) -> Iterator[Event]:
+        if not chunk:
+            return
+        try:
+            for event in self._parser.parse(chunk):
+                if event is None:
+                    yield self._end()
+                elif isinstance(event, MultipartSegment):
+                    start = self._start(event)
+                    if start is not None:
+                        yield start
+                elif self._is_file:
+                    self._count(len(event))
+                    yield bytes(event)
+                else:
+                    self._count(len(event))
+                    self._value.append(bytes(event))
+        except ParserLimitReached as error:
+            raise InvalidInput(f"The form has too many parts or too long part headers: {error}.") from error
+        except MultipartError as error:
+            raise InvalidInput(f"The multipart body is malformed: {error}.") from error
+
+    def close(self) -> None:
+        """The body is over. Raises `InvalidInput` unless its closing boundary has been seen."""
+        try:
+            self._parser.close()
+        except MultipartError as error:
+            raise InvalidInput(
+                "The multipart body ends before its closing boundary: the upload was cut off; send it again."
+            ) from error
+
+    def _start(self, segment: MultipartSegment) -> FileStart | None:
+        disposition = segment["Content-Disposition"]
+        _, options = parse_options_header(disposition, unquote=content_disposition_unquote)
+        content_type = segment.header("Content-Type", "") or ""
+        filename = _filename(options)
+        self._name = _text(options.get("name", ""))
+        # A part without a file name is a field, unless its type says that it is media.
+        self._is_file = filename is not None or content_type.startswith(
+            ("audio/", "video/", "application/octet-stream")
+        )
+        self._size = 0
+        self._value = []
+        return FileStart(self._name, filename or "", content_type) if self._is_file else None
+
+    def _end(self) -> Event:
+        if self._is_file:
+            return FileEnd(self._name)
+        try:
+            return Field(self._name, b"".join(self._value).decode())
+        except UnicodeDecodeError as error:
+            raise InvalidInput(f"The field '{self._name}' is not UTF-8 text.", param=self._name) from error
+
+    def _count(self, size: int) -> None:
+        self._size += size
+        if self._is_file:
+            if self._size > self._limits.file:
+                raise TooLarge(
+                    f"Maximum content size limit ({self._limits.file}) exceeded ({self._size} bytes read): "
+                    "send a shorter recording, or a compressed one.",
+                    param=self._name,
+                )
+            return
+        self._fields_size += size
+        if self._size > self._limits.field or self._fields_size > self._limits.fields:
+            raise InvalidInput(
+                f"The field '{self._name}' is too long: {self._limits.field} bytes are allowed in a field, "
+                f"{self._limits.fields} in all.",
+                param=self._name,
+            )
+
+
+def _filename(options: dict[str, str]) -> str | None:
+    extended = options.get("filename*")
+    if extended is not None:  # RFC 5987: charset'language'percent-encoded
+        charset, _, rest = extended.partition("'")
+        encoded = rest.partition("'")[2]
+        try:
+            return unquote(encoded, encoding=charset or "utf-8", errors="replace")
+        except LookupError:
+            return unquote(encoded, errors="replace")
+    plain = options.get("filename")
+    return None if plain is None else _text(plain)
+
+
+def _text(header: str) -> str:
+    raw = header.encode("latin-1", "replace")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return header

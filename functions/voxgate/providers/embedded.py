@@ -1,0 +1,47 @@
+"""The engine of this machine, in worker processes."""
+
+from __future__ import annotations
+
+from voxgate.engines import Job
+from voxgate.engines.pool import EnginePool
+from voxgate.model import Capabilities, Transcript
+from voxgate.providers import Call
+
+
+class EmbeddedProvider:
+    """Implements `Provider` over a pool of engine processes."""
+
+    def __init__(self, *, pool: EnginePool, max_audio_seconds: float) -> None:
+        self._pool = pool
+        self._max_audio_seconds = max_audio_seconds
+
+    async def capabilities(self) -> Capabilities:
+        return (await self._pool.start()).capabilities
+
+    async def transcribe(self, call: Call) -> Transcript:
+        request = call.request
+        language, segments = await self._pool.recognize(
+            Job(
+                path=str(call.audio.path()),
+                container=call.container.demuxer,
+                max_seconds=self._max_audio_seconds,
+                language=request.language,
+                prompt=request.prompt,
+                temperature=request.temperature,
+                words=request.words,
+                keywords=request.keywords,
+            )
+        )
+        words = None
+        if request.words:
+            words = tuple(word for segment in segments for word in segment.words or ())
+        return Transcript(
+            text="".join(segment.text for segment in segments).strip(),
+            duration=call.duration,
+            language=language,
+            segments=segments,
+            words=words,
+        )
+
+    async def close(self) -> None:
+        await self._pool.close()

@@ -1,0 +1,59 @@
+"""Everything that is set from outside, read from the environment in this one place."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from voxgate.errors import InvalidSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Times are in seconds. Each field is set by `VOXGATE_` and its name in capitals.
+
+    `catalog` is a file, or the name of one that ships; empty means `local`.
+    `whisper_model` is a model's directory or hub name; empty means the embedded pocketsphinx.
+    `inference_url` is another machine's `voxgate inference`; empty means this machine's engine.
+    """
+
+    catalog: str = ""
+    whisper_model: str = ""
+    whisper_device: str = "auto"
+    whisper_compute_type: str = "default"
+    inference_url: str = ""
+    provider_timeout: float = 300.0
+    request_timeout: float = 600.0
+    max_audio_seconds: float = 4 * 3600.0
+    engine_workers: int = 0  # 0: as many as suit the engine and the machine
+    engine_queue: int = 16
+    data_dir: Path = Path("data")
+    spool_dir: Path = Path(tempfile.gettempdir())
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """Raises `InvalidSettings` naming the variable that has an unusable value."""
+        environ = os.environ if environ is None else environ
+        given: dict[str, Any] = {}
+        for field in fields(cls):
+            variable = f"VOXGATE_{field.name.upper()}"
+            if text := environ.get(variable, "").strip():  # empty is the same as absent
+                given[field.name] = _parse(variable, str(field.type), text)
+        return cls(**given)
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {"str": str, "float": float, "int": int, "Path": Path}
+
+
+def _parse(variable: str, kind: str, text: str) -> Any:
+    try:
+        value = _PARSERS[kind](text)
+    except ValueError as error:
+        raise InvalidSettings(f"{variable} must be a number, not {text!r}.") from error
+    if kind in ("float", "int") and not 0 <= value < float("inf"):
+        raise InvalidSettings(f"{variable} must be a number of at least 0, not {text!r}.")
+    return value
