@@ -32,10 +32,10 @@ def opened(source: str | BinaryIO, demuxer: str) -> Iterator[tuple[InputContaine
     try:
         # No protocol but plain files: a QuickTime reference must not make us fetch an address.
         with av.open(
-            source, format=demuxer, options={"protocol_whitelist": "file"}, metadata_errors="ignore"
+            source, "r", format=demuxer, options={"protocol_whitelist": "file"}, metadata_errors="ignore"
         ) as container:
             stream = container.streams.best("audio")
-            if stream is None:
+            if not isinstance(stream, AudioStream):
                 raise UnusableAudio("The file has no audio track.")
             if stream.codec_context is None:
                 raise UnusableAudio("The file's audio track uses a codec that is not supported here.")

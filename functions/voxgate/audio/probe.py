@@ -7,7 +7,7 @@ seconds. Where the count cannot be trusted either, the audio is decoded after al
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import av
 from av.audio.stream import AudioStream
@@ -50,7 +50,9 @@ def probe(file: BinaryIO, container: Container, *, max_seconds: float) -> Probe:
             f"The audio is cut off: its header promises {promised:.1f} s, {duration:.1f} s are there. Upload it again."
         )
     if duration > max_seconds:
-        raise UnusableAudio(f"The audio is {duration:.0f} s long; at most {max_seconds:g} s are taken: send it in parts.")
+        raise UnusableAudio(
+            f"The audio is {duration:.0f} s long; at most {max_seconds:g} s are taken: send it in parts."
+        )
     if duration < SHORTEST:
         raise UnusableAudio(f"The audio is too short ({duration:.3f} s): at least {SHORTEST} s are needed.")
     return Probe(duration, codec)
@@ -135,7 +137,7 @@ def _wav_promise(file: BinaryIO) -> float | None:
     """The seconds that a WAV header claims, or None where it does not know (EBU 3306 for RF64)."""
     file.seek(0)
     riff = file.read(12)
-    order = "big" if riff[:4] == b"RIFX" else "little"
+    order: Literal["big", "little"] = "big" if riff[:4] == b"RIFX" else "little"
     rate = size64 = 0
     while len(header := file.read(8)) == 8:
         name, size = header[:4], int.from_bytes(header[4:], order)
@@ -150,4 +152,3 @@ def _wav_promise(file: BinaryIO) -> float | None:
             size64 = int.from_bytes(content[8:16], "little")
         file.seek(size - len(content) + (size & 1), 1)
     return None
-

@@ -1,0 +1,23 @@
+"""The public contracts: an HTTP form to a request, an outcome to a body, and nothing in between."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from voxgate.dialects.form import FormModel
+from voxgate.formats import Body
+from voxgate.model import Outcome, TranscriptionRequest
+from voxgate.multipart import Field
+
+
+class Dialect(Protocol):
+    """One contract. `parse` raises `InvalidInput` naming the field; both are without I/O."""
+
+    name: str
+    path: str
+    audio_field: str
+    form: type[FormModel]
+
+    def parse(self, fields: tuple[Field, ...], files: tuple[str, ...]) -> TranscriptionRequest: ...
+
+    def render(self, outcome: Outcome) -> Body: ...

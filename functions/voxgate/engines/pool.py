@@ -49,11 +49,13 @@ class EnginePool:
 
     async def start(self) -> EngineInfo:
         """Start the processes unless they run, and say what they are. Raises `ProviderError`."""
-        if self._starting is None or (
-            self._starting.done() and (self._starting.cancelled() or self._starting.exception() is not None)
-        ):
+        return await asyncio.shield(self.begin())
+
+    def begin(self) -> asyncio.Task[EngineInfo]:
+        """Begin to start, or begin again after a failure, without waiting for it."""
+        if self._starting is None or (self._starting.done() and not self.ready):
             self._starting = asyncio.create_task(self._start_all())
-        return await asyncio.shield(self._starting)
+        return self._starting
 
     @property
     def ready(self) -> bool:

@@ -1,0 +1,15 @@
+"""The inference service's container (`uvicorn inference.main:app`)."""
+
+from __future__ import annotations
+
+from voxgate.hosts.inference import build_inference
+from voxgate.settings import Settings
+from voxgate.wiring import build_pool, make_spool, model_name
+
+settings = Settings.from_environment()
+app = build_inference(
+    pool=build_pool(settings),
+    model=model_name(settings),
+    settings=settings,
+    spool_dir=make_spool(settings.spool_dir),
+)

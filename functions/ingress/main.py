@@ -1,0 +1,13 @@
+"""The streaming ingress: what Lambda cannot carry, as an ASGI app (`uvicorn ingress.main:app`)."""
+
+from __future__ import annotations
+
+from voxgate.accounts.sqlite import SqliteAccounts
+from voxgate.hosts.asgi import AsgiApp
+from voxgate.hosts.gateway import build_application
+from voxgate.settings import Settings
+from voxgate.wiring import build_gateway
+
+settings = Settings.from_environment()
+gateway = build_gateway(settings, SqliteAccounts(settings.data_dir / "voxgate.sqlite"))
+app = AsgiApp(build_application(gateway), start=gateway.start, stop=gateway.close)

@@ -1,0 +1,111 @@
+"""Form fields to typed values: what all contracts share of reading a form.
+
+A contract's form is a pydantic model; its fields check what a client sent and, in
+`dialects.openapi`, describe it. Lists may come as repeated fields, as `name[]`, as `name[0]`, or
+as one JSON array, since each is what some client sends.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any, Self, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import Field as Described
+
+from voxgate import languages
+from voxgate.errors import InvalidInput
+from voxgate.multipart import Field
+
+_INDEXED = re.compile(r"^(.+?)\[(\d*)\]$")
+
+
+def _language(text: object) -> object:
+    if not isinstance(text, str):
+        return text
+    code = languages.parse(text)
+    if code is None:
+        raise ValueError(f"'{text[:40]}' is not a language; send an ISO 639-1 code such as 'en'")
+    return code
+
+
+Language = Annotated[str, BeforeValidator(_language)]
+Temperature = Annotated[float, Described(ge=0, le=1, allow_inf_nan=False)]
+
+
+class FormModel(BaseModel):
+    """The fields of one contract's form, besides the audio itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), defer_build=True)
+
+    @classmethod
+    def read(cls, fields: tuple[Field, ...], *, null: bool = False) -> tuple[Self, dict[str, tuple[str, ...]]]:
+        """The form and the fields it does not know, by name. An empty optional field is an absent
+        one, and so is the text `null` where the contract calls its fields nullable."""
+        values: dict[str, Any] = {}
+        extra: dict[str, tuple[str, ...]] = {}
+        for sent, name, value in ((field.name, *_known(cls, field)) for field in fields):
+            if name is None:
+                extra[sent] = (*extra.get(sent, ()), value)
+            elif _is_list(cls, name):
+                values.setdefault(name, []).extend(_items(sent, value, null=null))
+            elif name in values:
+                raise InvalidInput(f"The field '{sent}' was sent twice.", param=sent)
+            else:
+                values[name] = value
+        given = {
+            name: value
+            for name, value in values.items()
+            if cls.model_fields[name].is_required() or not _absent(value, null=null)
+        }
+        try:
+            return cls(**given), extra
+        except ValidationError as error:
+            raise _refusal(error) from error
+
+
+def _known(form: type[FormModel], field: Field) -> tuple[str | None, str]:
+    if field.name in form.model_fields:
+        return field.name, field.value
+    indexed = _INDEXED.match(field.name)
+    if indexed and _is_list(form, indexed[1]):
+        return indexed[1], field.value
+    return None, field.value
+
+
+def _is_list(form: type[FormModel], name: str) -> bool:
+    if name not in form.model_fields:
+        return False
+    annotation = form.model_fields[name].annotation
+    return get_origin(annotation) is list or any(get_origin(a) is list for a in getattr(annotation, "__args__", ()))
+
+
+def _items(sent: str, value: str, *, null: bool) -> list[str]:
+    text = value.strip()
+    if _absent(text, null=null):
+        return []
+    if not text.startswith("["):
+        return [value]
+    try:
+        items = json.loads(text)
+    except ValueError as error:
+        raise InvalidInput(f"The field '{sent}' looks like a JSON array and is none: {error}.", param=sent) from error
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise InvalidInput(f"The field '{sent}' must be an array of strings.", param=sent)
+    return items
+
+
+def _absent(value: object, *, null: bool) -> bool:
+    return value == "" or value == [] or (null and value == "null")
+
+
+def _refusal(error: ValidationError) -> InvalidInput:
+    first = error.errors(include_url=False, include_context=False)[0]
+    param = str(first["loc"][0]) if first["loc"] else None
+    if first["type"] == "missing":
+        return InvalidInput(f"Missing required field '{param}'.", param=param)
+    if first["type"] == "string_too_short":
+        return InvalidInput(f"The field '{param}' is empty.", param=param)
+    reason = first["msg"].removeprefix("Value error, ").replace("Input should be", "it should be", 1)
+    return InvalidInput(f"Invalid value for '{param}': {reason}.", param=param)

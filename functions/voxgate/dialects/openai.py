@@ -1,0 +1,137 @@
+"""OpenAI's contract: https://platform.openai.com/docs/api-reference/audio/createTranscription."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field as Described
+
+from voxgate.dialects.form import FormModel, Language, Temperature
+from voxgate.errors import InvalidInput
+from voxgate.formats import Body, json_body, plain_body, verbose
+from voxgate.model import Feature, Granularity, Outcome, ResponseFormat, TranscriptionRequest
+from voxgate.multipart import Field
+
+Text = Annotated[str, Described(max_length=64_000)]
+
+
+class OpenAIForm(FormModel):
+    model: Annotated[str, Described(min_length=1, examples=["whisper-1"])]
+    language: Language | None = None
+    prompt: Text | None = None
+    response_format: ResponseFormat = ResponseFormat.JSON
+    temperature: Temperature = 0.0
+    timestamp_granularities: list[Granularity] | None = None
+    stream: bool = False
+    include: list[Literal["logprobs"]] | None = None
+    chunking_strategy: Text | None = None
+    keywords: list[Text] | None = None
+    languages: list[Language] | None = None
+    known_speaker_names: Annotated[list[Text], Described(max_length=4)] | None = None
+    known_speaker_references: Annotated[list[str], Described(max_length=4)] | None = None
+
+
+class OpenAIDialect:
+    name = "openai"
+    path = "/v1/audio/transcriptions"
+    audio_field = "file"
+    form: type[FormModel] = OpenAIForm
+    _confident_words = False
+
+    def parse(self, fields: tuple[Field, ...], files: tuple[str, ...]) -> TranscriptionRequest:
+        chunking = tuple(f for f in fields if f.name.startswith("chunking_strategy["))
+        form, extra = OpenAIForm.read(tuple(f for f in fields if f not in chunking))
+        refuse_stream(form.stream)
+        check_granularities(form.timestamp_granularities, form.response_format)
+        language = form.language
+        if language is None and form.languages and len(form.languages) == 1:
+            language = form.languages[0]
+        return TranscriptionRequest(
+            model=form.model,
+            language=language,
+            prompt=form.prompt,
+            temperature=form.temperature,
+            response_format=form.response_format,
+            granularities=frozenset(form.timestamp_granularities or [Granularity.SEGMENT]),
+            keywords=tuple(form.keywords or ()),
+            required=_required(form, bool(chunking)),
+            ignored=(*extra, *files),
+        )
+
+    def render(self, outcome: Outcome) -> Body:
+        request, transcript = outcome.request, outcome.transcript
+        plain = plain_body(transcript, request.response_format)
+        if plain is not None:
+            return plain
+        usage = {"type": "duration", "seconds": verbose.seconds(transcript.duration)}
+        if request.response_format is not ResponseFormat.VERBOSE_JSON:
+            return json_body({"text": transcript.text, "usage": usage})
+        body: dict[str, Any] = {
+            "task": "transcribe",
+            "language": verbose.language(transcript.language, outcome.language_style),
+            "duration": verbose.seconds(transcript.duration),
+            "text": transcript.text,
+        }
+        # As recorded from OpenAI: words alone means no segments.
+        if Granularity.SEGMENT in request.granularities:
+            body["segments"] = verbose.segments(transcript)
+        if Granularity.WORD in request.granularities:
+            body["words"] = verbose.words(transcript, confidence=self._confident_words)
+        return json_body(body | {"usage": usage})
+
+
+class InferenceDialect(OpenAIDialect):
+    """What our own inference service speaks: OpenAI's contract, with each word's confidence."""
+
+    name = "inference"
+    _confident_words = True
+
+
+def refuse_stream(stream: bool) -> None:
+    if stream:
+        raise InvalidInput("'stream' is not offered yet: leave it out for the whole answer at once.", param="stream")
+
+
+def check_granularities(granularities: list[Granularity] | None, response_format: ResponseFormat) -> None:
+    if granularities and response_format is not ResponseFormat.VERBOSE_JSON:
+        raise InvalidInput(
+            f"'timestamp_granularities[]' needs response_format 'verbose_json', not '{response_format}'.",
+            param="timestamp_granularities[]",
+        )
+
+
+def _required(form: OpenAIForm, chunking_fields: bool) -> dict[Feature, str]:
+    """The features without which the answer would not be what was asked for."""
+    required: dict[Feature, str] = {}
+    if form.response_format is ResponseFormat.DIARIZED_JSON:
+        required[Feature.DIARIZATION] = "response_format"
+    if form.known_speaker_names:
+        required[Feature.DIARIZATION] = "known_speaker_names[]"
+    if form.known_speaker_references:
+        required[Feature.DIARIZATION] = "known_speaker_references[]"
+    if form.include:
+        required[Feature.LOGPROBS] = "include[]"
+    if form.keywords:
+        required[Feature.KEYWORDS] = "keywords"
+    if form.languages and len(form.languages) > 1:
+        required[Feature.LANGUAGES] = "languages"
+    if chunking_fields or form.chunking_strategy:
+        required |= _chunking(form.chunking_strategy, chunking_fields)
+    return required
+
+
+def _chunking(strategy: str | None, by_fields: bool) -> dict[Feature, str]:
+    if strategy == "auto" and not by_fields:
+        return {}  # cutting at pauses is what every engine here does
+    if strategy is not None:
+        try:
+            known = isinstance(json.loads(strategy), dict)
+        except ValueError:
+            known = False
+        if not known:
+            raise InvalidInput(
+                "Invalid value for 'chunking_strategy': it should be 'auto' or a JSON object.",
+                param="chunking_strategy",
+            )
+    return {Feature.CHUNKING: "chunking_strategy"}

@@ -1,0 +1,206 @@
+"""The OpenAPI 3.1 document of all contracts, out of the same forms that check the requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from voxgate import __version__
+from voxgate.dialects import Dialect
+from voxgate.errors import (
+    InvalidInput,
+    ModelNotFound,
+    Overloaded,
+    ProviderUnavailable,
+    TooLarge,
+    Unauthenticated,
+    VoxgateError,
+)
+
+_ERRORS: tuple[tuple[type[VoxgateError], str], ...] = (
+    (InvalidInput, "A field is missing or has a bad value, or the audio cannot be used; `param` names the field."),
+    (Unauthenticated, "The API key is missing, malformed, unknown or revoked."),
+    (ModelNotFound, "No such model, or none of its providers passes the request's filters."),
+    (TooLarge, "The audio is larger than 25 MB."),
+    (ProviderUnavailable, "Every provider for the model failed."),
+    (Overloaded, "The queue is full; `Retry-After` says when to come back."),
+)
+_ENVELOPE = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": "string"},
+            },
+        }
+    },
+}
+_NULLABLE_NUMBER = {"type": ["number", "null"]}
+_SEGMENT = {
+    "type": "object",
+    "required": ["id", "start", "end", "text"],
+    "properties": {
+        "id": {"type": "integer"},
+        "seek": {"type": ["integer", "null"]},
+        "start": {"type": "number"},
+        "end": {"type": "number"},
+        "text": {"type": "string"},
+        "tokens": {"type": "array", "items": {"type": "integer"}},
+        "temperature": _NULLABLE_NUMBER,
+        "avg_logprob": _NULLABLE_NUMBER,
+        "compression_ratio": _NULLABLE_NUMBER,
+        "no_speech_prob": _NULLABLE_NUMBER,
+    },
+}
+_WORD = {
+    "type": "object",
+    "required": ["word", "start", "end"],
+    "properties": {
+        "word": {"type": "string"},
+        "start": {"type": "number"},
+        "end": {"type": "number"},
+        "confidence": _NULLABLE_NUMBER,
+    },
+}
+_USAGE = {
+    "type": "object",
+    "required": ["type", "seconds"],
+    "properties": {"type": {"const": "duration"}, "seconds": {"type": "number"}},
+}
+_SEGMENTS = {"type": ["array", "null"], "items": {"$ref": "#/components/schemas/Segment"}}
+_WORDS = {"type": ["array", "null"], "items": {"$ref": "#/components/schemas/Word"}}
+_NULLABLE_TEXT = {"type": ["string", "null"]}
+
+
+def _body(**properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "required": ["text"], "properties": {"text": {"type": "string"}, **properties}}
+
+
+_BODIES = {
+    "openai": _body(
+        task={"const": "transcribe"},
+        language=_NULLABLE_TEXT,
+        duration={"type": "number"},
+        segments=_SEGMENTS,
+        words=_WORDS,
+        usage=_USAGE,
+    ),
+    "stats": _body(
+        duration={"type": "number"},
+        language=_NULLABLE_TEXT,
+        confidence=_NULLABLE_NUMBER,
+        words=_WORDS,
+        model={"type": "string"},
+    ),
+    "router": _body(
+        id={"type": "string"},
+        object={"const": "audio.transcription"},
+        created={"type": "integer"},
+        provider={"type": "string"},
+        model={"type": "string"},
+        language=_NULLABLE_TEXT,
+        segments=_SEGMENTS,
+        duration={"type": "number"},
+        words=_WORDS,
+    ),
+    "litellm": _body(
+        task={"const": "transcribe"},
+        language=_NULLABLE_TEXT,
+        duration={"type": "number"},
+        segments=_SEGMENTS,
+        words=_WORDS,
+        logprobs={"type": ["array", "null"]},
+        usage=_USAGE,
+        extra_fields={"type": "object"},
+    ),
+}
+_MODEL = {
+    "type": "object",
+    "required": ["id", "object", "created", "owned_by"],
+    "properties": {
+        "id": {"type": "string"},
+        "object": {"const": "model"},
+        "created": {"type": "integer"},
+        "owned_by": {"type": "string"},
+    },
+}
+
+
+def document(dialects: Sequence[Dialect]) -> dict[str, Any]:
+    schemas: dict[str, Any] = {"Error": _ENVELOPE, "Segment": _SEGMENT, "Word": _WORD, "Model": _MODEL}
+    paths: dict[str, Any] = {dialect.path: {"post": _operation(dialect, schemas)} for dialect in dialects}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Voxgate", "version": __version__, "license": {"name": "Apache-2.0"}},
+        "paths": paths | _others(),
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _operation(dialect: Dialect, schemas: dict[str, Any]) -> dict[str, Any]:
+    schema = dialect.form.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas.update(schema.pop("$defs", {}))
+    schemas[dialect.form.__name__] = schema
+    audio = {
+        "type": "string",
+        "format": "binary",
+        "description": "The audio: flac, mp3, mp4, mpeg, mpga, m4a, ogg, opus, wav or webm, at most 26214400 bytes.",
+    }
+    schema["properties"] = {dialect.audio_field: audio, **schema["properties"]}
+    schema["required"] = [dialect.audio_field, *schema["required"]]
+    schema["additionalProperties"] = True  # named in x-voxgate-ignored-params, or passed on
+    plain = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/x-subrip", "text/vtt")}
+    success = {
+        "description": "The transcript.",
+        "content": {"application/json": {"schema": _BODIES[dialect.name]}}
+        | (plain if "response_format" in schema["properties"] else {}),
+    }
+    return {
+        "operationId": dialect.name,
+        "security": [{"bearer": []}],
+        "requestBody": {
+            "required": True,
+            "content": {"multipart/form-data": {"schema": {"$ref": f"#/components/schemas/{dialect.form.__name__}"}}},
+        },
+        "responses": {"200": success} | {str(kind.status): _error(text) for kind, text in _ERRORS},
+    }
+
+
+def _others() -> dict[str, Any]:
+    models = {
+        "type": "object",
+        "properties": {"data": {"type": "array", "items": {"$ref": "#/components/schemas/Model"}}},
+    }
+    model = {"$ref": "#/components/schemas/Model"}
+    name = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    return {
+        "/v1/models": {"get": _get("listModels", models)},
+        "/v1/models/{id}": {
+            "get": _get("getModel", model) | {"parameters": [name]},
+        },
+        "/health": {"get": _get("health", {"type": "object", "required": ["status"]})},
+        "/openapi.json": {"get": _get("describe", {"type": "object"})},
+    }
+
+
+def _get(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    responses = {"200": {"description": "OK", "content": {"application/json": {"schema": schema}}}}
+    if name == "getModel":
+        responses["404"] = _error("No such model.")
+    return {"operationId": name, "responses": responses}
+
+
+def _error(description: str) -> dict[str, Any]:
+    return {
+        "description": description,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+    }

@@ -1,0 +1,130 @@
+"""Whisper by faster-whisper and CTranslate2: used where VOXGATE_WHISPER_MODEL names a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from faster_whisper import WhisperModel
+from faster_whisper.transcribe import Segment as WhisperSegment
+from numpy.typing import NDArray
+
+from voxgate import languages
+from voxgate.audio.decode import RATE, decode
+from voxgate.engines import Job, Recognition
+from voxgate.model import Capabilities, Feature, Segment, Word
+
+Samples = NDArray[np.float32]
+
+# Whisper's features of four hours would be gigabytes, so the audio is worked through in pieces,
+# each cut at the quietest tenth of a second near its end.
+_PIECE = 600 * RATE
+_SEARCH = 15 * RATE
+_TENTH = RATE // 10
+# Whisper's own codes where they are not ISO 639-1's (`languages.parse` reads them back).
+_THEIRS = {"jv": "jw", "nb": "no"}
+# The method is Whisper's own: sample hotter while the text repeats itself or is improbable.
+_TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+class WhisperEngine:
+    """Implements `Engine`. `model` is a CTranslate2 model's directory or a hub name; `device` and
+    `compute_type` are CTranslate2's."""
+
+    def __init__(self, *, model: str, device: str = "auto", compute_type: str = "default") -> None:
+        self.name = model.rstrip("/").rsplit("/", 1)[-1]
+        self._model = WhisperModel(model, device=device, compute_type=compute_type)
+        codes = {languages.parse(code) or code for code in self._model.supported_languages}
+        self.capabilities = Capabilities(
+            languages=frozenset(codes | {ours for ours, theirs in _THEIRS.items() if theirs in codes}),
+            features=frozenset(
+                {Feature.WORDS, Feature.PROMPT, Feature.TEMPERATURE, Feature.KEYWORDS, Feature.CHUNKING}
+            ),
+        )
+
+    def transcribe(self, job: Job) -> Recognition:
+        pieces = _pieces(decode(job.path, job.container, max_seconds=job.max_seconds))
+        language = _THEIRS.get(job.language or "", job.language)
+        first = next(pieces, None)
+        if first is None:
+            return Recognition(job.language, iter(()))
+        found, heard = self._piece(first, job, language)
+        return Recognition(job.language or languages.parse(found) or found, self._all(heard, pieces, job, found))
+
+    def _all(
+        self, heard: Iterator[Segment], pieces: Iterator[tuple[int, Samples]], job: Job, language: str
+    ) -> Iterator[Segment]:
+        yield from heard
+        for piece in pieces:
+            yield from self._piece(piece, job, language)[1]
+
+    def _piece(self, piece: tuple[int, Samples], job: Job, language: str | None) -> tuple[str, Iterator[Segment]]:
+        offset, samples = piece
+        segments, info = self._model.transcribe(
+            samples,
+            language=language,
+            initial_prompt=job.prompt,
+            hotwords=", ".join(job.keywords) or None,
+            temperature=job.temperature or _TEMPERATURES,
+            word_timestamps=job.words,
+            vad_filter=True,  # bare Whisper invents words for silence
+            condition_on_previous_text=False,  # one bad window must not colour the rest
+        )
+        return info.language, _segments(segments, offset / RATE, len(samples) / RATE)
+
+
+def _segments(heard: Iterable[WhisperSegment], offset: float, length: float) -> Iterator[Segment]:
+    """As ours: on the recording's own clock, inside it, and with no number that JSON lacks."""
+
+    def at(seconds: float) -> float:
+        return offset + min(max(seconds, 0.0), length)
+
+    for segment in heard:
+        if not segment.text.strip():
+            continue
+        words = None
+        if segment.words is not None:
+            words = tuple(Word(w.word.strip(), at(w.start), at(w.end), _finite(w.probability)) for w in segment.words)
+        yield Segment(
+            start=at(segment.start),
+            end=at(max(segment.end, segment.start)),
+            text=segment.text,
+            words=words,
+            seek=round(offset * 100) + segment.seek,
+            tokens=tuple(segment.tokens),
+            temperature=_finite(segment.temperature),
+            avg_logprob=_finite(segment.avg_logprob),
+            compression_ratio=_finite(segment.compression_ratio),
+            no_speech_prob=_finite(segment.no_speech_prob),
+        )
+
+
+def _pieces(pcm: Iterable[bytes]) -> Iterator[tuple[int, Samples]]:
+    """Pieces of at most ten minutes, each with its first sample's number."""
+    offset = 0
+    pending: list[Samples] = []
+    size = 0
+    for chunk in pcm:
+        samples = np.frombuffer(chunk, "<i2").astype(np.float32) / np.float32(32768)
+        pending.append(samples)
+        size += len(samples)
+        if size >= _PIECE:
+            whole = np.concatenate(pending)
+            cut = _quietest(whole)
+            yield offset, whole[:cut]
+            offset += cut
+            pending, size = [whole[cut:]], len(whole) - cut
+    if size:
+        yield offset, np.concatenate(pending)
+
+
+def _quietest(samples: Samples) -> int:
+    tail = samples[-_SEARCH:]
+    tenths = tail[: len(tail) // _TENTH * _TENTH].reshape(-1, _TENTH)
+    quietest = int(np.argmin((tenths**2).mean(axis=1)))
+    return len(samples) - len(tail) + quietest * _TENTH + _TENTH // 2
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,152 @@
+"""An `Application` as an ASGI app: the server of one machine, and the streaming ingress.
+
+ASGI 3.0, HTTP and lifespan (https://asgi.readthedocs.io/en/latest/specs/www.html).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from typing import Any
+
+from voxgate.errors import ClientGone
+from voxgate.hosts.http import Application, Request, Response
+
+logger = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+# A client that is refused while it sends goes on sending, and would take a closed connection for
+# a failure of the network; so what it sends is read and thrown away, within these bounds.
+_DRAIN_BYTES = 72 * 1024 * 1024
+_DRAIN_SECONDS = 30.0
+
+
+class AsgiApp:
+    """`start` runs before the first request, `stop` after the last."""
+
+    def __init__(
+        self, application: Application, *, start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._application = application
+        self._start = start
+        self._stop = stop
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": "The live socket is not offered yet."})
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self._start()
+        except Exception as error:  # the entry point: the server is told, and says it
+            logger.exception("the server cannot start")
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._stop()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        body = _Body(receive, expects_continue=headers.get("expect", "").lower() == "100-continue")
+        length = headers.get("content-length", "")
+        request = Request(
+            method=scope["method"],
+            path=scope["path"],
+            headers=headers,
+            body=body.chunks(),
+            content_length=int(length) if length.isascii() and length.isdecimal() else None,
+        )
+        response = await self._answer(request, body)
+        if response is not None:
+            await _send(response, body, send)
+
+    async def _answer(self, request: Request, body: _Body) -> Response | None:
+        """The response, or None where the client has hung up, which stops all work for it."""
+        work = asyncio.create_task(self._application.handle(request))
+        watch = asyncio.create_task(body.gone())
+        try:
+            await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
+            work.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await work
+            return None
+        finally:
+            work.cancel()
+            watch.cancel()
+
+
+class _Body:
+    """The request's body, and whether its sender is still there."""
+
+    def __init__(self, receive: Receive, *, expects_continue: bool) -> None:
+        self._receive = receive
+        self._expects_continue = expects_continue
+        self._whole = asyncio.Event()
+        self._started = False
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        while not self._whole.is_set():
+            chunk = await self._next()
+            if chunk is None:
+                raise ClientGone("The client hung up in the middle of its upload.")
+            if chunk:
+                yield chunk
+
+    async def gone(self) -> None:
+        """Returns when the client hangs up after its whole body was read."""
+        await self._whole.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    @property
+    def unread(self) -> bool:
+        return not self._whole.is_set()
+
+    async def drain(self) -> None:
+        """Read what the client still sends, and keep none of it."""
+        if self._expects_continue and not self._started:
+            return  # it waits for our word before it sends, and the final status was that word
+        left = _DRAIN_BYTES
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while self.unread and left > 0:
+                    chunk = await self._next()
+                    if chunk is None:
+                        return
+                    left -= len(chunk)
+
+    async def _next(self) -> bytes | None:
+        self._started = True
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            return None
+        if not message.get("more_body", False):
+            self._whole.set()
+        return bytes(message.get("body", b""))
+
+
+async def _send(response: Response, body: _Body, send: Send) -> None:
+    headers = response.headers | {"content-length": str(len(response.body))}
+    if body.unread:
+        headers["connection"] = "close"
+    encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": response.status, "headers": encoded})
+    # The answer is whole for the client here; the connection stays open until the last message.
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})
+    if body.unread:
+        await body.drain()
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,21 @@
+"""The gateway's routes: all five contracts' HTTP paths, the models, health, and the description."""
+
+from __future__ import annotations
+
+from voxgate.hosts.http import Application, Handler, Request, Response, health, json_response, models, transcription
+from voxgate.wiring import Gateway, all_dialects
+
+
+def build_application(gateway: Gateway) -> Application:
+    routes: dict[str, dict[str, Handler]] = {
+        dialect.path: {"POST": transcription(gateway.transcriber, dialect)} for dialect in all_dialects()
+    }
+    return Application(
+        {**routes, **models(gateway.catalog), "/health": {"GET": health}, "/openapi.json": {"GET": _openapi}}
+    )
+
+
+async def _openapi(request: Request) -> Response:
+    from voxgate.dialects.openapi import document  # takes 100 ms, so it is made when asked for
+
+    return json_response(document(all_dialects()))

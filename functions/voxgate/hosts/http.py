@@ -1,0 +1,142 @@
+"""HTTP without a server: paths to answers, for every host alike.
+
+A host turns what it was given into a `Request`, calls `Application.handle`, and sends the
+`Response`. Nothing here knows of sockets or of Lambda.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from voxgate import __version__
+from voxgate.catalog import Catalog, Model
+from voxgate.dialects import Dialect
+from voxgate.errors import MethodNotAllowed, NotFound, VoxgateError
+from voxgate.transcribe import Incoming, Transcriber
+
+logger = logging.getLogger("voxgate")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Header names are in lower case; `path` is decoded and without its query."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: AsyncIterator[bytes]
+    content_length: int | None = None
+    id: str = field(default_factory=lambda: f"req_{secrets.token_hex(12)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Application:
+    """The routes of one service. `routes` maps a path to its methods; one that ends in `/` takes
+    everything below it."""
+
+    def __init__(self, routes: Mapping[str, Mapping[str, Handler]]) -> None:
+        self.routes = routes
+
+    async def handle(self, request: Request) -> Response:
+        """Answer, whatever happens; `asyncio.CancelledError` alone comes through."""
+        begun = time.perf_counter()
+        try:
+            response = await self._route(request)(request)
+        except VoxgateError as error:
+            response = error_response(error)
+        except Exception:  # the entry point: the client gets the envelope, the log the traceback
+            logger.exception("request %s failed", request.id)
+            response = error_response(
+                VoxgateError(f"Something went wrong here; quote {request.id} when you report it.")
+            )
+        response.headers["x-request-id"] = request.id
+        logger.info(
+            "%s %s %d %.0f ms %s",
+            request.method,
+            request.path if request.path.isprintable() else ascii(request.path),
+            response.status,
+            (time.perf_counter() - begun) * 1000,
+            request.id,
+        )
+        return response
+
+    def _route(self, request: Request) -> Handler:
+        methods = self.routes.get(request.path)
+        if methods is None:
+            below = [p for p in self.routes if p.endswith("/") and request.path.startswith(p) and request.path != p]
+            if not below:
+                raise NotFound(f"There is nothing at {request.method[:20]} {request.path[:200]}.")
+            methods = self.routes[below[0]]
+        method = "GET" if request.method == "HEAD" else request.method
+        if method not in methods:
+            raise MethodNotAllowed(request.method[:20], request.path[:200], list(methods))
+        return methods[method]
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    return Response(status, {"content-type": "application/json"}, json.dumps(value, ensure_ascii=False).encode())
+
+
+def error_response(error: VoxgateError) -> Response:
+    response = json_response(error.envelope(), error.status)
+    response.headers.update(error.headers)
+    return response
+
+
+def transcription(transcriber: Transcriber, dialect: Dialect) -> Handler:
+    """The handler of one contract's path."""
+
+    async def handle(request: Request) -> Response:
+        outcome = await transcriber(
+            dialect, Incoming(request.id, request.headers, request.body, request.content_length)
+        )
+        body = dialect.render(outcome)
+        headers = {"content-type": body.content_type, "x-voxgate-provider": outcome.provider}
+        if outcome.request.ignored:
+            headers["x-voxgate-ignored-params"] = _header(outcome.request.ignored)
+        return Response(200, headers, body.content)
+
+    return handle
+
+
+def models(catalog: Catalog) -> dict[str, dict[str, Handler]]:
+    """`GET /v1/models` and `/v1/models/{id}`, in OpenAI's shape."""
+
+    async def list_models(request: Request) -> Response:
+        return json_response({"object": "list", "data": [_model(model) for model in catalog.models.values()]})
+
+    async def one_model(request: Request) -> Response:
+        name = request.path.removeprefix("/v1/models/")
+        return json_response(_model(catalog.find(name)) | {"id": name})
+
+    return {"/v1/models": {"GET": list_models}, "/v1/models/": {"GET": one_model}}
+
+
+async def health(request: Request) -> Response:
+    return json_response({"status": "ok", "version": __version__})
+
+
+def _model(model: Model) -> dict[str, Any]:
+    # OpenAI's `created` is when the model was; a catalogue does not know, and clients want a number.
+    return {"id": model.id, "object": "model", "created": 0, "owned_by": model.deployments[0].provider.name}
+
+
+def _header(names: tuple[str, ...]) -> str:
+    """Field names as a header value: what a client may put into a form must not become a header."""
+    shown = ", ".join(dict.fromkeys(name[:64] for name in names[:32]))
+    return "".join(c if c.isascii() and c.isprintable() else "?" for c in shown)

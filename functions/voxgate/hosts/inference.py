@@ -1,0 +1,62 @@
+"""The inference service: one engine behind OpenAI's contract, for the gateway's hosts to call.
+
+It knows no customers: it is for a private network, and answers whoever reaches it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from voxgate.catalog import Catalog, Deployment, Model, ProviderEntry
+from voxgate.dialects.openai import InferenceDialect
+from voxgate.engines.pool import EnginePool
+from voxgate.errors import Overloaded
+from voxgate.hosts.asgi import AsgiApp
+from voxgate.hosts.http import Application, Request, Response, health, json_response, models, transcription
+from voxgate.multipart import Limits
+from voxgate.providers.embedded import EmbeddedProvider
+from voxgate.settings import Settings
+from voxgate.transcribe import Caller, Transcriber
+
+
+def build_inference(*, pool: EnginePool, model: str, settings: Settings, spool_dir: Path) -> AsgiApp:
+    """`model` is what the engine's model is called here, besides `default`."""
+    entry = ProviderEntry(name="embedded", kind="inference")
+    deployment = Deployment(provider=entry, upstream_model=model, price=0)
+    catalog = Catalog([Model(id=model, aliases=("default",), deployments=(deployment,))])
+    provider = EmbeddedProvider(pool=pool, max_audio_seconds=settings.max_audio_seconds)
+    transcriber = Transcriber(
+        catalog=catalog,
+        providers={"embedded": provider},
+        authenticate=_anyone,
+        spool_dir=spool_dir,
+        limits=Limits(),
+        max_audio_seconds=settings.max_audio_seconds,
+        provider_timeout=settings.provider_timeout,
+        request_timeout=settings.request_timeout,
+    )
+
+    async def ready(request: Request) -> Response:
+        if not pool.ready:
+            raise Overloaded("The model is being loaded.", retry_after=2)
+        return json_response({"status": "ready"})
+
+    async def start() -> None:
+        # Serve at once: readiness, not the open port, says that the model is there.
+        pool.begin()
+
+    application = Application(
+        {
+            "/v1/audio/transcriptions": {"POST": transcription(transcriber, InferenceDialect())},
+            "/health": {"GET": health},
+            "/health/live": {"GET": health},
+            "/health/ready": {"GET": ready},
+            **models(catalog),
+        }
+    )
+    return AsgiApp(application, start=start, stop=provider.close)
+
+
+async def _anyone(headers: Mapping[str, str]) -> Caller:
+    return Caller("", "")

@@ -1,0 +1,127 @@
+"""API Gateway REST proxy events to an `Application` and back.
+
+One event loop lives as long as the execution environment: connections and engine processes that
+a request opened serve the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pybase64
+from aws_lambda_powertools import Logger, Metrics
+from aws_lambda_powertools.event_handler import APIGatewayRestResolver
+from aws_lambda_powertools.event_handler import Response as ApiResponse
+from aws_lambda_powertools.metrics import MetricUnit
+
+from voxgate.errors import InvalidInput, ProviderUnavailable
+from voxgate.hosts.gateway import build_application
+from voxgate.hosts.http import Application, Request, Response, error_response
+from voxgate.wiring import Gateway
+
+Event = dict[str, Any]
+Handler = Callable[[Event, Any], dict[str, Any]]
+
+
+def build_handler(application: Application, loop: asyncio.AbstractEventLoop) -> Handler:
+    """The Lambda function's handler; `loop` runs the requests, one after the other."""
+    logger = Logger(service="voxgate")
+    metrics = Metrics(namespace="Voxgate", service="api")
+    resolver = APIGatewayRestResolver()
+    seconds_left: float | None = None
+
+    def answer() -> ApiResponse[str]:
+        event = resolver.current_event.raw_event
+        response = loop.run_until_complete(_handle(application, event, seconds_left))
+        metrics.add_metric(name=f"Status{response.status // 100}xx", unit=MetricUnit.Count, value=1)
+        headers: dict[str, str | list[str]] = dict(response.headers)
+        # All our bodies are UTF-8 text, so the answer itself needs no base64.
+        return ApiResponse(status_code=response.status, headers=headers, body=response.body.decode())
+
+    for path, methods in application.routes.items():
+        rule = f"{path}.+" if path.endswith("/") else path  # Powertools takes rules as patterns
+        for method in methods:
+            resolver.route(rule, method)(answer)
+    # Other paths and methods get their 404 and 405 from the application too.
+    resolver.not_found(lambda _: answer())
+
+    @logger.inject_lambda_context(clear_state=True)
+    @metrics.log_metrics
+    def handler(event: Event, context: Any) -> dict[str, Any]:
+        remaining = getattr(context, "get_remaining_time_in_millis", None)
+        # A second is kept back to say that time is up, rather than to be cut off in silence.
+        nonlocal seconds_left
+        seconds_left = max(remaining() / 1000 - 1.0, 0.1) if remaining else None
+        return resolver.resolve(event, context)
+
+    return handler
+
+
+async def _handle(application: Application, event: Event, seconds_left: float | None) -> Response:
+    try:
+        body = _body(event)
+    except InvalidInput as error:
+        return error_response(error)
+    request = Request(
+        method=event["httpMethod"],
+        path=event["path"],
+        headers=_headers(event),
+        body=_chunks(body),
+        content_length=len(body),
+    )
+    try:
+        async with asyncio.timeout(seconds_left):
+            return await application.handle(request)
+    except TimeoutError:
+        return error_response(ProviderUnavailable("The transcription did not finish in the time this function has."))
+
+
+def _headers(event: Event) -> dict[str, str]:
+    headers = {name.lower(): value for name, value in (event.get("headers") or {}).items()}
+    many = event.get("multiValueHeaders") or {}
+    return headers | {name.lower(): ", ".join(values) for name, values in many.items() if values}
+
+
+def _body(event: Event) -> bytes:
+    body = event.get("body") or ""
+    if event.get("isBase64Encoded"):
+        try:
+            return pybase64.b64decode(body, validate=True)
+        except binascii.Error as error:
+            raise InvalidInput("The event's body is not base64.") from error
+    if "multipart/" in _headers(event).get("content-type", ""):
+        raise InvalidInput(
+            "The upload reached the function as text, which destroys audio: this API's operator must list "
+            "multipart/form-data (or */*) in the REST API's binary media types."
+        )
+    return str(body).encode()
+
+
+async def _chunks(body: bytes) -> AsyncIterator[bytes]:
+    view = memoryview(body)
+    for start in range(0, len(body), 1024 * 1024):
+        yield bytes(view[start : start + 1024 * 1024])
+
+
+@dataclass(frozen=True, slots=True)
+class _LocalContext:
+    """What Lambda passes beside the event, as far as Powertools reads it."""
+
+    function_name: str = "voxgate"
+    memory_limit_in_mb: int = 1024
+    invoked_function_arn: str = "arn:aws:lambda:local:000000000000:function:voxgate"
+    aws_request_id: str = "local"
+
+
+def invoke(gateway: Gateway, event: Event) -> dict[str, Any]:
+    """Run the handler on one event in this process, and end what it started."""
+    loop = asyncio.new_event_loop()
+    try:
+        return build_handler(build_application(gateway), loop)(event, _LocalContext())
+    finally:
+        loop.run_until_complete(gateway.close())
+        loop.close()
