@@ -1,0 +1,133 @@
+"""A real server on a socket, real recordings, and the measure they are held against."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT / "tests" / "data"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One line of `tests/data/manifest.json`."""
+
+    file: str
+    text: str
+    duration: float
+    lossless: bool
+
+    @property
+    def path(self) -> Path:
+        return DATA / self.file
+
+
+def _manifest() -> tuple[list[Recording], list[tuple[Path, str]]]:
+    manifest = json.loads((DATA / "manifest.json").read_text(encoding="utf-8"))
+    recordings = [
+        Recording(entry["file"], entry["text"], entry["duration"], entry["lossless"]) for entry in manifest["files"]
+    ]
+    return recordings, [(DATA / entry["file"], entry["what"]) for entry in manifest["not_audio"]]
+
+
+RECORDINGS, NOT_AUDIO = _manifest()
+
+
+def word_errors(truth: str, heard: str) -> float:
+    """The word error rate: edits that make `heard` of `truth`, by the words of `truth`."""
+    reference, words = truth.split(), heard.lower().split()
+    row = list(range(len(words) + 1))
+    for number, expected in enumerate(reference, start=1):
+        diagonal, row[0] = row[0], number
+        for column, word in enumerate(words, start=1):
+            diagonal, row[column] = (
+                row[column],
+                min(row[column] + 1, row[column - 1] + 1, diagonal + (expected != word)),
+            )
+    return row[-1] / max(len(reference), 1)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A `voxgate serve` (or `inference`) process."""
+
+    url: str
+    key: str
+    pid: int
+    data_dir: Path
+
+    @property
+    def auth(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.key}"}
+
+    def transcribe(
+        self, file: Path | tuple[str, bytes], path: str = "/v1/audio/transcriptions", **data: object
+    ) -> httpx.Response:
+        """One request with httpx; the audio's field and the model's follow from the contract's path."""
+        audio, model = ("audio", "model_id") if path == "/v1/stt/transcribe" else ("file", "model")
+        name, content = (file.name, file.read_bytes()) if isinstance(file, Path) else file
+        form = {model: "whisper-1"} | data
+        return httpx.post(self.url + path, headers=self.auth, data=form, files={audio: (name, content)}, timeout=120)
+
+
+def start_server(data_dir: Path, command: str = "serve", **environment: str) -> tuple[subprocess.Popen[str], Server]:
+    """Start `voxgate COMMAND` on a free port and wait until it says where."""
+    arguments = [sys.executable, "-m", "voxgate", command, "--port", "0"]
+    if command == "serve":
+        arguments += ["--data-dir", str(data_dir)]
+    data_dir.mkdir(parents=True, exist_ok=True)
+    log = (data_dir / "log").open("w", encoding="utf-8")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("VOXGATE_")}
+    process = subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        env=clean | {"VOXGATE_SPOOL_DIR": str(data_dir / "spool")} | environment,
+    )
+    log.close()
+    assert process.stdout is not None
+    key = ""
+    for line in process.stdout:
+        if " listens at " in line:
+            url = line.split(" listens at ")[1].strip()
+            if command == "inference":
+                break
+        if line.startswith("API key"):
+            key = (data_dir / "api-key").read_text(encoding="ascii").strip()
+            break
+    else:
+        raise AssertionError((data_dir / "log").read_text(encoding="utf-8"))
+    deadline = time.monotonic() + 30
+    while httpx.get(f"{url}/health").status_code != 200:
+        assert time.monotonic() < deadline
+    return process, Server(url, key, process.pid, data_dir)
+
+
+def stop_server(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(30)
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The gateway with its embedded recognizer, as `voxgate serve` runs it."""
+    process, server = start_server(tmp_path_factory.mktemp("server"))
+    yield server
+    stop_server(process)
