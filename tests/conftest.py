@@ -68,7 +68,7 @@ class Server:
 
     @property
     def auth(self) -> dict[str, str]:
-        return {"authorization": f"Bearer {self.key}"}
+        return {"authorization": f"Bearer {self.key}"} if self.key else {}
 
     def transcribe(
         self, file: Path | tuple[str, bytes], path: str = "/v1/audio/transcriptions", **data: object

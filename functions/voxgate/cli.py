@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
@@ -28,6 +29,9 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"voxgate: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -205,7 +209,9 @@ def _invoke(arguments: Arguments) -> int:
         event = json.loads(text)
     except ValueError as error:
         sys.exit(f"voxgate: {arguments.event}: is not JSON: {error}.")
-    print(json.dumps(invoke(build_gateway(settings, accounts), event), indent=2, ensure_ascii=False))
+    with contextlib.redirect_stdout(sys.stderr):  # where the function's log and metrics go
+        response = invoke(build_gateway(settings, accounts), event)
+    print(json.dumps(response, indent=2, ensure_ascii=False))
     return 0
 
 

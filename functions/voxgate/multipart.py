@@ -7,6 +7,7 @@ and refusals that name the field. See docs/decisions/002-multipart.md for why th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import unquote
@@ -23,6 +24,9 @@ from multipart import (
 from voxgate.errors import InvalidInput, TooLarge
 
 MIB = 1024 * 1024
+# RFC 5987's `filename*`, outside of any quoted string. RFC 7578 (4.2) forbids it here, and older
+# clients send it all the same for every name that is not ASCII.
+_EXTENDED = re.compile(r'"(?:\\.|[^"\\])*+"?|;\s*filename\*\s*=\s*([^\s;"]*)', re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,9 +85,12 @@ class FormParser:
         if not boundary or len(boundary) > 200:
             raise InvalidInput("The Content-Type header lacks a usable multipart boundary; let your client set it.")
         self._limits = limits or Limits()
+        self._first = b"--" + boundary.encode("latin-1", "replace")
+        self._begun = False  # the first boundary has been seen
+        self._held = b""  # received, and not yet the parser's
         try:
             self._parser = PushMultipartParser(
-                boundary.encode("latin-1", "replace"),
+                self._first[2:],
                 max_header_size=self._limits.header,
                 max_header_count=self._limits.headers,
                 max_segment_count=self._limits.parts,
@@ -99,10 +106,11 @@ class FormParser:
         self._fields_size = 0
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
-        if not chunk:
+        ready = self._ready(chunk)
+        if not ready:
             return
         try:
-            for event in self._parser.parse(chunk):
+            for event in self._parser.parse(ready):
                 if event is None:
                     yield self._end()
                 elif isinstance(event, MultipartSegment):
@@ -129,11 +137,29 @@ class FormParser:
                 "The multipart body ends before its closing boundary: the upload was cut off; send it again."
             ) from error
 
+    def _ready(self, chunk: bytes) -> bytes:
+        """What the parser may see now. It judges a preamble, and a line whose LF is still to come,
+        by what happens to be in its buffer; so it gets the first all at once, and no CR alone."""
+        data = self._held + chunk if self._held else chunk
+        if not self._begun:
+            start = data.find(self._first)
+            if (len(data) - len(self._first) if start < 0 else start) > self._limits.header:
+                raise InvalidInput("The multipart body does not begin with the boundary that its Content-Type names.")
+            if start < 0:
+                self._held = data
+                return b""
+            self._begun = True
+        ready = data.removesuffix(b"\r")
+        self._held = data[len(ready) :]
+        return ready
+
     def _start(self, segment: MultipartSegment) -> FileStart | None:
+        if any("\n" in value for _, value in segment.headerlist):  # the parser sees it in some splits alone
+            raise InvalidInput("The multipart body is malformed: Invalid line break in segment header.")
         disposition = segment["Content-Disposition"]
         _, options = parse_options_header(disposition, unquote=content_disposition_unquote)
-        content_type = segment.header("Content-Type", "") or ""
-        filename = _filename(options)
+        content_type = (segment.header("Content-Type", "") or "").lower()
+        filename = _filename(disposition, options)
         self._name = _text(options.get("name", ""))
         # A part without a file name is a field, unless its type says that it is media.
         self._is_file = filename is not None or content_type.startswith(
@@ -141,7 +167,9 @@ class FormParser:
         )
         self._size = 0
         self._value = []
-        return FileStart(self._name, filename or "", content_type) if self._is_file else None
+        if not self._is_file:
+            return None
+        return FileStart(self._name, filename or "", segment.header("Content-Type", "") or "")
 
     def _end(self) -> Event:
         if self._is_file:
@@ -170,15 +198,12 @@ class FormParser:
             )
 
 
-def _filename(options: dict[str, str]) -> str | None:
-    extended = options.get("filename*")
-    if extended is not None:  # RFC 5987: charset'language'percent-encoded
-        charset, _, rest = extended.partition("'")
-        encoded = rest.partition("'")[2]
-        try:
-            return unquote(encoded, encoding=charset or "utf-8", errors="replace")
-        except LookupError:
-            return unquote(encoded, errors="replace")
+def _filename(disposition: str, options: dict[str, str]) -> str | None:
+    for match in _EXTENDED.finditer(disposition):
+        if match[1] is not None:  # charset'language'percent-encoded, and these two charsets alone
+            charset, _, rest = match[1].partition("'")
+            encoding = "latin-1" if charset.lower() == "iso-8859-1" else "utf-8"
+            return unquote(rest.partition("'")[2], encoding=encoding, errors="replace")
     plain = options.get("filename")
     return None if plain is None else _text(plain)
 

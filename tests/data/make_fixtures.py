@@ -169,12 +169,7 @@ def encode(name: str, x: Samples, arguments: str, *, piped: bool = False, video:
 
 def chunk(tag: bytes, body: bytes, size: int | None = None) -> bytes:
     """One RIFF chunk, padded to an even length."""
-    return (
-        tag
-        + struct.pack("<I", len(body) if size is None else size)
-        + body
-        + b"\0" * (len(body) % 2)
-    )
+    return tag + struct.pack("<I", len(body) if size is None else size) + body + b"\0" * (len(body) % 2)
 
 
 def riff(*chunks: bytes, size: int | None = None) -> bytes:
@@ -217,9 +212,7 @@ def not_audio() -> dict[str, tuple[bytes, str]]:
         table += b"%010d 00000 n \n" % len(pdf)
         pdf += b"%d 0 obj%sendobj\n" % (number, body)
     start = len(pdf)
-    pdf += (
-        b"xref\n0 4\n" + table + b"trailer<</Size 4/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF\n" % start
-    )
+    pdf += b"xref\n0 4\n" + table + b"trailer<</Size 4/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF\n" % start
 
     def part(tag: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
@@ -228,9 +221,7 @@ def not_audio() -> dict[str, tuple[bytes, str]]:
     png += part(b"IDAT", zlib.compress(b"\0\x80")) + part(b"IEND", b"")
     gif = b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
     elf = b"\x7fELF\2\1\1" + b"\0" * 9 + struct.pack("<HHI", 2, 62, 1) + b"\0" * 40
-    picture = (
-        "ffmpeg -v error -f lavfi -i testsrc=size=16x16 -frames:v 1 -flags:v +bitexact -f mjpeg -"
-    )
+    picture = "ffmpeg -v error -f lavfi -i testsrc=size=16x16 -frames:v 1 -flags:v +bitexact -f mjpeg -"
     jpg = subprocess.run(picture.split(), stdout=subprocess.PIPE, check=True).stdout
     with tempfile.TemporaryFile() as file:
         with zipfile.ZipFile(file, "w") as archive:
@@ -266,10 +257,7 @@ def sounds() -> dict[str, tuple[Samples, str, str]]:
         "hum.flac": (hum, FLAC, "50 Hz mains hum"),
         "clicks.flac": (clicks, FLAC, "four clicks"),
     }
-    return {
-        name: (np.round(y * 32767).astype("<i2"), arguments, note)
-        for name, (y, arguments, note) in made.items()
-    }
+    return {name: (np.round(y * 32767).astype("<i2"), arguments, note) for name, (y, arguments, note) in made.items()}
 
 
 def seconds(path: Path) -> float:
@@ -283,9 +271,7 @@ def seconds(path: Path) -> float:
 def main() -> None:
     files: list[dict[str, object]] = []
 
-    def note(
-        name: str, container: str, text: str, voice: str | None, lossless: bool, what: str
-    ) -> None:
+    def note(name: str, container: str, text: str, voice: str | None, lossless: bool, what: str) -> None:
         duration = round(seconds(HERE / name), 6)
         files.append({
             "file": name, "voice": voice, "text": text, "duration": duration,
@@ -318,9 +304,7 @@ def main() -> None:
     pause = np.zeros(round(PAUSE_S * RATE), np.int16)
     parts = [part for text in LONG for part in (pause, say(text, "slt", BRISK))][1:]
     encode("long-slt.flac", np.concatenate(parts), FLAC)
-    note(
-        "long-slt.flac", "flac", " ".join(LONG), "slt", True, f"three sentences, {PAUSE_S} s apart"
-    )
+    note("long-slt.flac", "flac", " ".join(LONG), "slt", True, f"three sentences, {PAUSE_S} s apart")
 
     for name, (x, arguments, what) in sounds().items():
         encode(name, x, arguments)

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from voxgate.accounts import Account, Key
+from voxgate.errors import InvalidSettings
 
 _T = TypeVar("_T")
+_BUSY_TIMEOUT = 10.0  # seconds that another process's write is waited for
 
 # Step N brings a file from version N to N + 1; a released step never changes. The ledger's tables
 # are a later step.
@@ -68,8 +70,11 @@ class SqliteAccounts:
 
     async def create_key(self, account_id: str, digest: bytes) -> Key:
         key = Key(f"key_{secrets.token_hex(8)}", account_id, int(self._clock()))
-        query = "INSERT INTO key (id, account_id, digest, created) VALUES (?, ?, ?, ?)"
-        await self._query(query, key.id, account_id, digest, key.created)
+        query = """
+            INSERT INTO key (id, account_id, digest, created) SELECT ?, id, ?, ? FROM account WHERE id = ? RETURNING id
+        """
+        if not await self._query(query, key.id, digest, key.created, account_id):
+            raise KeyError(f"There is no account '{account_id}'.")
         return key
 
     async def revoke_key(self, key_id: str) -> Key:
@@ -91,17 +96,35 @@ class SqliteAccounts:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, timeout=10.0)
-    connection.execute("PRAGMA journal_mode = WAL")
+    connection = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_TIMEOUT)
+    _write_ahead(connection)
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("BEGIN IMMEDIATE")  # two processes may open a new file at once
     (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(_MIGRATIONS):
+        connection.close()
+        raise InvalidSettings(f"{path} was written by a newer Voxgate: update this one, or name another directory.")
     for step in _MIGRATIONS[version:]:
         for statement in step.split(";"):
             connection.execute(statement)
     connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
     connection.execute("COMMIT")
     return connection
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    # The busy timeout does not hold here: two processes that do this to a new file at once get
+    # SQLITE_BUSY at once (https://www.sqlite.org/wal.html#sometimes_queries_return_sqlite_busy_in_wal_mode).
+    deadline = time.monotonic() + _BUSY_TIMEOUT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _key(row: tuple[str, str, int, int]) -> Key:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal, DecimalException
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -75,8 +75,9 @@ def load(name: str, environ: Mapping[str, str]) -> Catalog:
     """Read a catalogue: a file, or one that ships with the package by its name without `.toml`.
     Raises `InvalidCatalog` with the file, the key and what is wrong."""
     path = Path(name)
-    shipped = Path(__file__).with_name(f"{name or 'local'}.toml")
-    if shipped.parent == Path(__file__).parent and shipped.exists():
+    here = Path(__file__).parent
+    shipped = here / f"{name or 'local'}.toml"
+    if shipped.parent == here and shipped.exists():
         path = shipped
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -159,7 +160,7 @@ class _Reader:
     def _price(self, key: str, text: str) -> int:
         try:
             price = Decimal(text) * 1_000_000
-        except InvalidOperation as error:
+        except DecimalException as error:
             raise self._wrong(key, f"'{text}' is no amount of dollars") from error
         if not price.is_finite() or price < 0 or price != int(price):
             raise self._wrong(key, f"'{text}' is no amount of whole micro-dollars")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Any, Self, get_origin
+from typing import Annotated, Any, Self, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic import Field as Described
@@ -18,6 +18,7 @@ from voxgate import languages
 from voxgate.errors import InvalidInput
 from voxgate.multipart import Field
 
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell half a character, UTF-8 cannot
 _INDEXED = re.compile(r"^(.+?)\[(\d*)\]$")
 
 
@@ -77,8 +78,12 @@ def _known(form: type[FormModel], field: Field) -> tuple[str | None, str]:
 def _is_list(form: type[FormModel], name: str) -> bool:
     if name not in form.model_fields:
         return False
-    annotation = form.model_fields[name].annotation
-    return get_origin(annotation) is list or any(get_origin(a) is list for a in getattr(annotation, "__args__", ()))
+    return _holds_list(form.model_fields[name].annotation)
+
+
+def _holds_list(annotation: object) -> bool:
+    """Also inside of `| None` and `Annotated`."""
+    return get_origin(annotation) is list or any(_holds_list(a) for a in get_args(annotation))
 
 
 def _items(sent: str, value: str, *, null: bool) -> list[str]:
@@ -89,9 +94,9 @@ def _items(sent: str, value: str, *, null: bool) -> list[str]:
         return [value]
     try:
         items = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(f"The field '{sent}' looks like a JSON array and is none: {error}.", param=sent) from error
-    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+    if not isinstance(items, list) or not all(isinstance(i, str) and not _SURROGATE.search(i) for i in items):
         raise InvalidInput(f"The field '{sent}' must be an array of strings.", param=sent)
     return items
 

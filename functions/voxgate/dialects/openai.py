@@ -127,7 +127,7 @@ def _chunking(strategy: str | None, by_fields: bool) -> dict[Feature, str]:
     if strategy is not None:
         try:
             known = isinstance(json.loads(strategy), dict)
-        except ValueError:
+        except (ValueError, RecursionError):
             known = False
         if not known:
             raise InvalidInput(

@@ -34,8 +34,8 @@ class Recognition:
 
 
 class Engine(Protocol):
-    """A recognizer. `transcribe` decodes the job's audio and raises `audio.decode.Undecodable`
-    where that fails."""
+    """A recognizer. `transcribe` decodes the job's audio and raises `UnusableAudio` where that
+    fails. Joined as they are, the segments' texts are the whole text."""
 
     @property
     def name(self) -> str: ...

@@ -35,9 +35,13 @@ class WhisperEngine:
     def __init__(self, *, model: str, device: str = "auto", compute_type: str = "default") -> None:
         self.name = model.rstrip("/").rsplit("/", 1)[-1]
         self._model = WhisperModel(model, device=device, compute_type=compute_type)
-        codes = {languages.parse(code) or code for code in self._model.supported_languages}
+        # The list is of all Whisper models'; which of them this one knows, its vocabulary says.
+        known = self._model.hf_tokenizer.token_to_id
+        listed = self._model.supported_languages
+        theirs = [code for code in listed if len(listed) == 1 or known(f"<|{code}|>") is not None]
+        codes = {languages.parse(code) or code for code in theirs}
         self.capabilities = Capabilities(
-            languages=frozenset(codes | {ours for ours, theirs in _THEIRS.items() if theirs in codes}),
+            languages=frozenset(codes | {ours for ours, code in _THEIRS.items() if code in theirs}),
             features=frozenset(
                 {Feature.WORDS, Feature.PROMPT, Feature.TEMPERATURE, Feature.KEYWORDS, Feature.CHUNKING}
             ),
@@ -50,16 +54,19 @@ class WhisperEngine:
         if first is None:
             return Recognition(job.language, iter(()))
         found, heard = self._piece(first, job, language)
-        return Recognition(job.language or languages.parse(found) or found, self._all(heard, pieces, job, found))
+        code = job.language or (languages.parse(found) if found else None)
+        return Recognition(code, self._all(heard, pieces, job, language or found))
 
     def _all(
-        self, heard: Iterator[Segment], pieces: Iterator[tuple[int, Samples]], job: Job, language: str
+        self, heard: Iterator[Segment], pieces: Iterator[tuple[int, Samples]], job: Job, language: str | None
     ) -> Iterator[Segment]:
         yield from heard
         for piece in pieces:
             yield from self._piece(piece, job, language)[1]
 
-    def _piece(self, piece: tuple[int, Samples], job: Job, language: str | None) -> tuple[str, Iterator[Segment]]:
+    def _piece(
+        self, piece: tuple[int, Samples], job: Job, language: str | None
+    ) -> tuple[str | None, Iterator[Segment]]:
         offset, samples = piece
         segments, info = self._model.transcribe(
             samples,
@@ -71,14 +78,17 @@ class WhisperEngine:
             vad_filter=True,  # bare Whisper invents words for silence
             condition_on_previous_text=False,  # one bad window must not colour the rest
         )
-        return info.language, _segments(segments, offset / RATE, len(samples) / RATE)
+        # Where there is no speech, the language that it reports is a guess at nothing.
+        return info.language if info.duration_after_vad else None, _segments(
+            segments, offset / RATE, len(samples) / RATE
+        )
 
 
 def _segments(heard: Iterable[WhisperSegment], offset: float, length: float) -> Iterator[Segment]:
     """As ours: on the recording's own clock, inside it, and with no number that JSON lacks."""
 
     def at(seconds: float) -> float:
-        return offset + min(max(seconds, 0.0), length)
+        return offset + min(max(float(seconds), 0.0), length)
 
     for segment in heard:
         if not segment.text.strip():
@@ -127,4 +137,4 @@ def _quietest(samples: Samples) -> int:
 
 
 def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    return float(value) if value is not None and math.isfinite(value) else None

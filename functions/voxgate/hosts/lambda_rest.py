@@ -62,22 +62,16 @@ def build_handler(application: Application, loop: asyncio.AbstractEventLoop) -> 
 
 
 async def _handle(application: Application, event: Event, seconds_left: float | None) -> Response:
-    try:
-        body = _body(event)
-    except InvalidInput as error:
-        return error_response(error)
-    request = Request(
-        method=event["httpMethod"],
-        path=event["path"],
-        headers=_headers(event),
-        body=_chunks(body),
-        content_length=len(body),
-    )
+    request = Request(method=event["httpMethod"], path=event["path"], headers=_headers(event), body=_chunks(event))
     try:
         async with asyncio.timeout(seconds_left):
             return await application.handle(request)
     except TimeoutError:
-        return error_response(ProviderUnavailable("The transcription did not finish in the time this function has."))
+        response = error_response(
+            ProviderUnavailable("The transcription did not finish in the time this function has.")
+        )
+        response.headers["x-request-id"] = request.id
+        return response
 
 
 def _headers(event: Event) -> dict[str, str]:
@@ -101,9 +95,9 @@ def _body(event: Event) -> bytes:
     return str(body).encode()
 
 
-async def _chunks(body: bytes) -> AsyncIterator[bytes]:
-    view = memoryview(body)
-    for start in range(0, len(body), 1024 * 1024):
+async def _chunks(event: Event) -> AsyncIterator[bytes]:
+    view = memoryview(_body(event))  # not before the key has been checked
+    for start in range(0, len(view), 1024 * 1024):
         yield bytes(view[start : start + 1024 * 1024])
 
 

@@ -1,0 +1,166 @@
+"""The engine's processes: bounded, replaced when they die, stopped when nobody waits for them."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import io
+import os
+import signal
+import socket
+import time
+import wave
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import av
+import httpx
+import psutil
+import pytest
+
+from conftest import DATA, Server, start_server, stop_server
+
+SPEECH = DATA / "b-slt.mp3"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A gateway with one engine and room for one waiting request."""
+    environment = {"VOXGATE_ENGINE_WORKERS": "1", "VOXGATE_ENGINE_QUEUE": "1"}
+    process, server = start_server(tmp_path_factory.mktemp("small"), **environment)
+    yield server
+    stop_server(process)
+
+
+@pytest.fixture(scope="module")
+def long_speech() -> bytes:
+    """A minute of speech as WAV: tens of seconds of work for the embedded engine."""
+    samples = bytearray()
+    with av.open(str(DATA / "long-slt.flac")) as file:
+        resampler = av.AudioResampler(format="s16", layout="mono", rate=16000)
+        for frame in file.decode(audio=0):
+            for piece in resampler.resample(frame):
+                samples += bytes(piece.planes[0])[: piece.samples * 2]
+    out = io.BytesIO()
+    with wave.open(out, "wb") as wav:
+        wav.setnchannels(1)
+        wav.setsampwidth(2)
+        wav.setframerate(16000)
+        wav.writeframes(bytes(samples) * (60 * 32000 // len(samples)))
+    return out.getvalue()
+
+
+def engines(server: Server) -> list[psutil.Process]:
+    return [p for p in psutil.Process(server.pid).children() if "voxgate.engines.worker" in " ".join(p.cmdline())]
+
+
+def busy(server: Server) -> bool:
+    """Whether an engine is computing, by the processor time that it takes."""
+    before = sum(p.cpu_times().user for p in engines(server))
+    time.sleep(0.3)
+    return bool(sum(p.cpu_times().user for p in engines(server)) - before > 0.15)
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def hanging_upload(server: Server, audio: bytes) -> Iterator[socket.socket]:
+    """A whole request on a raw socket whose answer nobody reads."""
+    request = httpx.Request(
+        "POST", f"{server.url}/v1/audio/transcriptions", data={"model": "whisper-1"}, files={"file": ("a.wav", audio)}
+    )
+    head = f"POST {request.url.path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {server.key}\r\n"
+    for name in ("content-type", "content-length"):
+        head += f"{name}: {request.headers[name]}\r\n"
+    with socket.create_connection((request.url.host, request.url.port or 80)) as client:
+        client.sendall(head.encode() + b"\r\n" + request.read())
+        yield client
+
+
+def test_health_answers_while_every_engine_is_busy(server: Server, long_speech: bytes) -> None:
+    with hanging_upload(server, long_speech), hanging_upload(server, long_speech), httpx.Client() as client:
+        wait_for(lambda: busy(server))
+        taken = []
+        for _ in range(50):
+            begun = time.perf_counter()
+            assert client.get(f"{server.url}/health").status_code == 200
+            taken.append(time.perf_counter() - begun)
+    # The median, since one slow answer of fifty on a shared machine says nothing of the server.
+    assert sorted(taken)[25] < 0.05
+
+
+def test_a_client_that_hangs_up_stops_its_engine(small: Server, long_speech: bytes) -> None:
+    (engine,) = engines(small)
+    with hanging_upload(small, long_speech):
+        wait_for(lambda: busy(small))
+    wait_for(lambda: not busy(small), seconds=5)
+    assert small.transcribe(SPEECH).json()["text"].startswith("the weather")
+    assert engines(small)[0].pid == engine.pid or not engine.is_running()
+
+
+def test_a_full_queue_is_503_with_retry_after(small: Server, long_speech: bytes) -> None:
+    with hanging_upload(small, long_speech):
+        wait_for(lambda: busy(small))
+        with hanging_upload(small, long_speech):
+            refusals: list[httpx.Response] = []
+
+            def refused() -> bool:
+                # The second upload may still be on its way in; then this one takes its place in the queue.
+                with contextlib.suppress(httpx.ReadTimeout):
+                    files = {"file": SPEECH.read_bytes()}
+                    refusals.append(
+                        httpx.post(
+                            f"{small.url}/v1/audio/transcriptions",
+                            headers=small.auth,
+                            data={"model": "whisper-1"},
+                            files=files,
+                            timeout=1,
+                        )
+                    )
+                return bool(refusals)
+
+            wait_for(refused)
+    (refusal,) = refusals
+    assert refusal.status_code == 503
+    assert refusal.json()["error"]["code"] == "overloaded"
+    assert int(refusal.headers["retry-after"]) >= 1
+    wait_for(lambda: not busy(small), seconds=10)
+    assert small.transcribe(SPEECH).status_code == 200
+
+
+def test_an_engine_that_dies_is_replaced_and_its_request_answered(small: Server, long_speech: bytes) -> None:
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        answer = pool.submit(small.transcribe, ("long.wav", long_speech))
+        wait_for(lambda: busy(small))
+        os.kill(engines(small)[0].pid, signal.SIGKILL)
+        response = answer.result(30)
+    assert response.status_code == 502
+    assert response.json()["error"]["code"] == "provider_unavailable"
+    assert small.transcribe(SPEECH).status_code == 200
+
+
+def test_no_file_of_an_upload_is_left_behind(small: Server, long_speech: bytes) -> None:
+    wait_for(lambda: not busy(small))
+    assert small.transcribe(SPEECH).status_code == 200
+    (spool,) = (small.data_dir / "spool").iterdir()
+    wait_for(lambda: not list(spool.iterdir()))
+
+
+def test_engines_end_with_a_server_that_is_killed(tmp_path: Path, long_speech: bytes) -> None:
+    process, server = start_server(tmp_path, VOXGATE_ENGINE_WORKERS="1")
+    with hanging_upload(server, long_speech):
+        wait_for(lambda: busy(server))
+        (engine,) = engines(server)
+        process.kill()
+        process.wait()
+        wait_for(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, seconds=15)
+    stop_server(process)
+    again, server = start_server(tmp_path)
+    spools = list((tmp_path / "spool").iterdir())
+    stop_server(again)
+    assert len(spools) == 1, "the killed server's spool is swept by the next one"
