@@ -11,11 +11,13 @@ from voxgate.multipart import Field
 
 
 class Dialect(Protocol):
-    """One contract. `parse` raises `InvalidInput` naming the field; both are without I/O."""
+    """One contract; in a `nullable` one the text `null` is an absent field. `parse` raises
+    `InvalidInput` naming the field; both methods are without I/O."""
 
     name: str
     path: str
     audio_field: str
+    nullable: bool
     form: type[FormModel]
 
     def parse(self, fields: tuple[Field, ...], files: tuple[str, ...]) -> TranscriptionRequest: ...

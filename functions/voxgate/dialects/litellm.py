@@ -31,6 +31,7 @@ class LiteLLMDialect:
     name = "litellm"
     path = "/litellm/v1/audio/transcriptions"
     audio_field = "file"
+    nullable = False
     form: type[FormModel] = LiteLLMForm
 
     def parse(self, fields: tuple[Field, ...], files: tuple[str, ...]) -> TranscriptionRequest:

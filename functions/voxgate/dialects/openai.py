@@ -36,6 +36,7 @@ class OpenAIDialect:
     name = "openai"
     path = "/v1/audio/transcriptions"
     audio_field = "file"
+    nullable = False
     form: type[FormModel] = OpenAIForm
     _confident_words = False
 

@@ -155,6 +155,8 @@ def _operation(dialect: Dialect, schemas: dict[str, Any]) -> dict[str, Any]:
         "format": "binary",
         "description": "The audio: flac, mp3, mp4, mpeg, mpga, m4a, ogg, opus, wav or webm, at most 26214400 bytes.",
     }
+    if not dialect.nullable:
+        schema["properties"] = {name: _without_null(field) for name, field in schema["properties"].items()}
     schema["properties"] = {dialect.audio_field: audio, **schema["properties"]}
     schema["required"] = [dialect.audio_field, *schema["required"]]
     schema["additionalProperties"] = True  # named in x-voxgate-ignored-params, or passed on
@@ -173,6 +175,15 @@ def _operation(dialect: Dialect, schemas: dict[str, Any]) -> dict[str, Any]:
         },
         "responses": {"200": success} | {str(kind.status): _error(text) for kind, text in _ERRORS},
     }
+
+
+def _without_null(field: dict[str, Any]) -> dict[str, Any]:
+    """An optional field of a form is left out; only a nullable one may be sent as `null`."""
+    kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
+    if not kinds:
+        return field
+    rest = {key: value for key, value in field.items() if key not in ("anyOf", "default")}
+    return rest | (kinds[0] if len(kinds) == 1 else {"anyOf": kinds})
 
 
 def _others() -> dict[str, Any]:

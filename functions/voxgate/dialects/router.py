@@ -32,10 +32,11 @@ class RouterDialect:
     name = "router"
     path = "/audio/transcriptions"
     audio_field = "file"
+    nullable = True
     form: type[FormModel] = RouterForm
 
     def parse(self, fields: tuple[Field, ...], files: tuple[str, ...]) -> TranscriptionRequest:
-        form, extra = RouterForm.read(fields, null=True)
+        form, extra = RouterForm.read(fields, null=self.nullable)
         refuse_stream(form.stream)
         check_granularities(form.timestamp_granularities, form.response_format)
         return TranscriptionRequest(

@@ -25,6 +25,7 @@ class StatsDialect:
     name = "stats"
     path = "/v1/stt/transcribe"
     audio_field = "audio"
+    nullable = False
     form: type[FormModel] = StatsForm
 
     def parse(self, fields: tuple[Field, ...], files: tuple[str, ...]) -> TranscriptionRequest:
