@@ -54,6 +54,8 @@ bench: install
 lock:
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-header --quiet --upgrade -o requirements.lock
+	uv pip compile pyproject.toml --extra lambda --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-header --quiet --upgrade -o layers/dependencies/requirements.lock
 
 # Remake the speech fixtures. Needs Debian's flite and ffmpeg.
 fixtures: install

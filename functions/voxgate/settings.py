@@ -26,7 +26,7 @@ class Settings:
     whisper_device: str = "auto"
     whisper_compute_type: str = "default"
     inference_url: str = ""
-    provider_timeout: float = 300.0
+    provider_timeout: float = 600.0
     request_timeout: float = 600.0
     max_audio_seconds: float = 4 * 3600.0
     engine_workers: int = 0  # 0: as many as suit the engine and the machine

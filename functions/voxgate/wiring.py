@@ -18,7 +18,7 @@ from voxgate.errors import Unauthenticated
 from voxgate.multipart import Limits
 from voxgate.providers import Provider
 from voxgate.settings import Settings
-from voxgate.transcribe import Caller, Transcriber
+from voxgate.transcribe import Authenticator, Caller, Transcriber
 
 _SPOOL = "voxgate-spool-"
 
@@ -30,6 +30,7 @@ class Gateway:
     settings: Settings
     catalog: Catalog
     transcriber: Transcriber
+    authenticate: Authenticator
     accounts: Accounts
     providers: Mapping[str, Provider]
     pool: EnginePool | None
@@ -58,17 +59,18 @@ def build_gateway(settings: Settings, accounts: Accounts, environ: Mapping[str, 
         pool = pool or build_pool(settings)
         providers[entry.name] = _embedded(pool, settings)
     spool_dir = make_spool(settings.spool_dir)
+    authenticate = KeyAuthenticator(accounts)
     transcriber = Transcriber(
         catalog=catalog,
         providers=providers,
-        authenticate=KeyAuthenticator(accounts),
+        authenticate=authenticate,
         spool_dir=spool_dir,
         limits=Limits(),
         max_audio_seconds=settings.max_audio_seconds,
         provider_timeout=settings.provider_timeout,
         request_timeout=settings.request_timeout,
     )
-    return Gateway(settings, catalog, transcriber, accounts, providers, pool, spool_dir)
+    return Gateway(settings, catalog, transcriber, authenticate, accounts, providers, pool, spool_dir)
 
 
 def build_pool(settings: Settings) -> EnginePool:

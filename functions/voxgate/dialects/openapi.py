@@ -205,9 +205,13 @@ def _others() -> dict[str, Any]:
 
 def _get(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     responses = {"200": {"description": "OK", "content": {"application/json": {"schema": schema}}}}
+    operation: dict[str, Any] = {"operationId": name, "responses": responses}
     if name == "getModel":
         responses["404"] = _error("No such model.")
-    return {"operationId": name, "responses": responses}
+    if name in ("listModels", "getModel"):
+        responses["401"] = _error("The API key is missing, malformed, unknown or revoked.")
+        operation["security"] = [{"bearer": []}]
+    return operation
 
 
 def _error(description: str) -> dict[str, Any]:

@@ -13,6 +13,8 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 from dataclasses import asdict
 from typing import Any
 
@@ -33,6 +35,7 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGUSR1, _cancel)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the server's to handle
     os.nice(5)  # recognition takes every cycle it can get; the server must stay quick beside it
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     engine = load(arguments)
     capabilities = engine.capabilities
     languages = None if capabilities.languages is None else sorted(capabilities.languages)
@@ -59,15 +62,12 @@ def load(arguments: list[str]) -> Engine:
 def _work(engine: Engine, job: Job, out: Any) -> None:
     global _cancelled  # noqa: PLW0603 - a signal handler has nowhere else to leave its word
     _cancelled = False
-    parent = os.getppid()
     try:
         recognition = engine.transcribe(job)
         _send(out, {"language": recognition.language})
         for segment in recognition.segments:
             if _cancelled:
                 raise _Cancelled
-            if os.getppid() != parent:
-                raise SystemExit("the server is gone")
             _send(out, {"segment": asdict(segment)})
         _send(out, {"done": True})
     except _Cancelled:
@@ -77,6 +77,13 @@ def _work(engine: Engine, job: Job, out: Any) -> None:
     except Exception as error:  # the process's entry point: the job fails, the engine stays
         logging.getLogger(__name__).exception("the engine failed")
         _send(out, {"crash": type(error).__name__})
+
+
+def _end_with(parent: int) -> None:
+    """A server that was killed cannot say so; what it left must not go on computing."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def _cancel(number: int, frame: object) -> None:

@@ -59,8 +59,13 @@ class AsgiApp:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        body = _Body(receive, expects_continue=headers.get("expect", "").lower() == "100-continue")
         length = headers.get("content-length", "")
+        body = _Body(
+            receive,
+            # RFC 9112, 6.3: a request with neither header has no body.
+            empty=length in ("", "0") and "transfer-encoding" not in headers,
+            expects_continue=headers.get("expect", "").lower() == "100-continue",
+        )
         request = Request(
             method=scope["method"],
             path=scope["path"],
@@ -92,10 +97,12 @@ class AsgiApp:
 class _Body:
     """The request's body, and whether its sender is still there."""
 
-    def __init__(self, receive: Receive, *, expects_continue: bool) -> None:
+    def __init__(self, receive: Receive, *, empty: bool, expects_continue: bool) -> None:
         self._receive = receive
         self._expects_continue = expects_continue
         self._whole = asyncio.Event()
+        if empty:
+            self._whole.set()
         self._started = False
 
     async def chunks(self) -> AsyncIterator[bytes]:

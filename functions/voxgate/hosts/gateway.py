@@ -11,7 +11,12 @@ def build_application(gateway: Gateway) -> Application:
         dialect.path: {"POST": transcription(gateway.transcriber, dialect)} for dialect in all_dialects()
     }
     return Application(
-        {**routes, **models(gateway.catalog), "/health": {"GET": health}, "/openapi.json": {"GET": _openapi}}
+        {
+            **routes,
+            **models(gateway.catalog, gateway.authenticate),
+            "/health": {"GET": health},
+            "/openapi.json": {"GET": _openapi},
+        }
     )
 
 

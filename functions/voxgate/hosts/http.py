@@ -18,7 +18,7 @@ from voxgate import __version__
 from voxgate.catalog import Catalog, Model
 from voxgate.dialects import Dialect
 from voxgate.errors import MethodNotAllowed, NotFound, VoxgateError
-from voxgate.transcribe import Incoming, Transcriber
+from voxgate.transcribe import Authenticator, Incoming, Transcriber
 
 logger = logging.getLogger("voxgate")
 
@@ -114,13 +114,15 @@ def transcription(transcriber: Transcriber, dialect: Dialect) -> Handler:
     return handle
 
 
-def models(catalog: Catalog) -> dict[str, dict[str, Handler]]:
+def models(catalog: Catalog, authenticate: Authenticator) -> dict[str, dict[str, Handler]]:
     """`GET /v1/models` and `/v1/models/{id}`, in OpenAI's shape."""
 
     async def list_models(request: Request) -> Response:
+        await authenticate(request.headers)
         return json_response({"object": "list", "data": [_model(model) for model in catalog.models.values()]})
 
     async def one_model(request: Request) -> Response:
+        await authenticate(request.headers)
         name = request.path.removeprefix("/v1/models/")
         return json_response(_model(catalog.find(name)) | {"id": name})
 

@@ -52,7 +52,7 @@ def build_inference(*, pool: EnginePool, model: str, settings: Settings, spool_d
             "/health": {"GET": health},
             "/health/live": {"GET": health},
             "/health/ready": {"GET": ready},
-            **models(catalog),
+            **models(catalog, _anyone),
         }
     )
     return AsgiApp(application, start=start, stop=provider.close)

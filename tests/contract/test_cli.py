@@ -1,0 +1,150 @@
+"""The `voxgate` command as a person and a script use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from conftest import DATA, Server
+
+SPEECH = DATA / "b-slt.mp3"
+TEXT = "the weather is nice today and we are going to the park"
+
+
+def voxgate(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("VOXGATE_")}
+    command = [sys.executable, "-m", "voxgate", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=clean | environment)
+
+
+def client(server: Server) -> dict[str, str]:
+    return {"VOXGATE_BASE_URL": server.url, "VOXGATE_API_KEY": server.key}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["serve"],
+        ["transcribe"],
+        ["inference"],
+        ["invoke"],
+        ["accounts"],
+        ["accounts", "create"],
+        ["keys", "revoke"],
+    ],
+    ids=" ".join,
+)
+def test_every_command_explains_itself(arguments: list[str]) -> None:
+    done = voxgate(*arguments, "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: voxgate")
+
+
+def test_transcribe_prints_the_text_and_nothing_else_into_a_pipe(server: Server) -> None:
+    done = voxgate("transcribe", SPEECH, **client(server))
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{TEXT}\n", "")
+
+
+def test_transcribe_takes_a_base_url_with_v1_as_the_sdks_do(server: Server) -> None:
+    done = voxgate("transcribe", SPEECH, "--base-url", f"{server.url}/v1/", "--api-key", server.key)
+    assert done.stdout == f"{TEXT}\n"
+
+
+@pytest.mark.parametrize("format_", ["text", "json", "verbose_json", "srt", "vtt"])
+def test_transcribe_writes_every_format_to_a_file(server: Server, tmp_path: Path, format_: str) -> None:
+    done = voxgate("transcribe", SPEECH, "--format", format_, "--output", tmp_path / "out", **client(server))
+    assert (done.returncode, done.stdout) == (0, "")
+    content = (tmp_path / "out").read_text(encoding="utf-8")
+    assert TEXT in content
+    if format_.endswith("json"):
+        assert json.loads(content)["text"] == TEXT
+
+
+def test_transcribe_takes_several_files_and_goes_on_after_a_bad_one(server: Server, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    files = [SPEECH, DATA / "not-pdf.pdf", tmp_path / "missing.wav", DATA / "a-flac.flac"]
+    done = voxgate("transcribe", *files, "--format", "srt", "--output", out, **client(server))
+    assert done.returncode == 1
+    assert "not-pdf.pdf: Unrecognized file format: this is a PDF" in done.stderr
+    assert "missing.wav: No such file" in done.stderr
+    assert sorted(path.name for path in out.iterdir()) == ["a-flac.flac.srt", "b-slt.mp3.srt"]
+
+
+def test_transcribe_shows_its_progress_on_a_terminal(server: Server) -> None:
+    mine, its = pty.openpty()
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("VOXGATE_")}
+    command = [sys.executable, "-m", "voxgate", "transcribe", str(SPEECH)]
+    environment = clean | client(server) | {"TERM": "xterm", "COLUMNS": "100"}
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=its, text=True, timeout=60, check=True, env=environment
+    )
+    os.close(its)
+    shown = os.read(mine, 100_000).decode()
+    os.close(mine)
+    assert done.stdout == f"{TEXT}\n"
+    assert "b-slt.mp3: transcribing" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["transcribe", "x.wav"], {}, "set VOXGATE_API_KEY"),
+        (
+            ["transcribe", str(SPEECH), "--base-url", "http://127.0.0.1:9"],
+            {"VOXGATE_API_KEY": "x"},
+            "cannot be reached",
+        ),
+        (["invoke", "missing.json"], {}, "missing.json: No such file"),
+        (["serve", "--catalog", "missing.toml"], {}, "missing.toml: cannot be read"),
+        (["serve"], {"VOXGATE_PROVIDER_TIMEOUT": "soon"}, "VOXGATE_PROVIDER_TIMEOUT must be a number"),
+        (["serve", "--host", "203.0.113.1"], {}, "cannot be used"),
+    ],
+    ids=["no-key", "no-server", "no-event", "no-catalogue", "bad-setting", "no-such-address"],
+)
+def test_a_mistake_is_one_line_on_stderr_and_a_failing_status(
+    arguments: list[str], environment: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    done = voxgate(*arguments, **environment, VOXGATE_DATA_DIR=str(tmp_path))
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_wrong_key_says_so(server: Server) -> None:
+    done = voxgate("transcribe", SPEECH, VOXGATE_BASE_URL=server.url, VOXGATE_API_KEY="vg_wrong")
+    assert done.returncode == 1
+    assert "Incorrect API key provided. (401 unauthenticated)" in done.stderr
+
+
+def test_accounts_and_keys_from_opening_to_revoking(server: Server) -> None:
+    directory = ["--data-dir", str(server.data_dir)]
+    account = json.loads(voxgate("accounts", "create", "acme", "--json", *directory).stdout)
+    assert voxgate("accounts", "create", "acme", *directory).returncode == 1
+    key = json.loads(voxgate("keys", "create", "acme", "--json", *directory).stdout)
+    assert re.fullmatch(r"vg_[0-9a-zA-Z]{36}", key["key"])
+    headers = {"authorization": f"Bearer {key['key']}"}
+    assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == 200
+    shown = voxgate("accounts", "show", account["id"], "--json", *directory).stdout
+    assert [k["id"] for k in json.loads(shown)["keys"]] == [key["id"]]
+    assert key["key"] not in shown
+    assert voxgate("keys", "revoke", key["id"], *directory).returncode == 0
+    assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == 401
+    assert voxgate("keys", "revoke", "key_missing", *directory).returncode == 1
+    assert voxgate("keys", "create", "nobody", *directory).returncode == 1
+
+
+def test_the_local_key_is_private_and_kept(server: Server) -> None:
+    assert stat.S_IMODE((server.data_dir / "api-key").stat().st_mode) == 0o600
+    log = (server.data_dir / "log").read_text(encoding="utf-8")
+    assert server.key not in log
+    assert TEXT not in log
