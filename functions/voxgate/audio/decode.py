@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 import av
+from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 
@@ -47,26 +48,42 @@ def opened(source: str | BinaryIO, demuxer: str) -> Iterator[tuple[InputContaine
 def decode(path: str, demuxer: str, *, max_seconds: float) -> Iterator[bytes]:
     """Yield the audio track's samples. Raises `UnusableAudio` for a file that has none, that is
     damaged beyond use, or that lasts longer than `max_seconds`."""
-    resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
     left = max_seconds * _BYTES_PER_SECOND
-    good = bad = 0
     with opened(path, demuxer) as (container, stream):
-        for packet in container.demux(stream):
-            try:
-                frames = packet.decode()
-                good += len(frames)
-            except av.InvalidDataError:
-                bad += 1  # one damaged packet costs its own 20 ms, as in any player
-                continue
-            for frame in frames:
-                for piece in resampler.resample(frame):
-                    left -= piece.samples * 2
-                    if left < 0:
-                        raise UnusableAudio(f"The audio is longer than {max_seconds:g} seconds: send it in parts.")
-                    yield bytes(piece.planes[0])[: piece.samples * 2]
-        if bad > good:
-            raise UnusableAudio(_UNREADABLE)
-        if not good:
-            raise UnusableAudio("The file holds no audio.")
-        for piece in resampler.resample(None):
-            yield bytes(piece.planes[0])[: piece.samples * 2]
+        for pcm in _resampled(_frames(container, stream)):
+            left -= len(pcm)
+            if left < 0:
+                raise UnusableAudio(f"The audio is longer than {max_seconds:g} seconds: send it in parts.")
+            yield pcm
+
+
+def _frames(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
+    good = bad = 0
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.InvalidDataError:
+            bad += 1  # one damaged packet costs its own 20 ms, as in any player
+            continue
+        good += len(frames)
+        yield from frames
+    if bad > good:
+        raise UnusableAudio(_UNREADABLE)
+    if not good:
+        raise UnusableAudio("The file holds no audio.")
+
+
+def _resampled(frames: Iterator[AudioFrame]) -> Iterator[bytes]:
+    shape = resampler = None
+    for frame in frames:
+        # Joined recordings change their rate or channels on the way.
+        if shape != (shape := (frame.format.name, frame.layout.name, frame.sample_rate)):
+            yield from _samples(resampler, None)
+            resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
+        yield from _samples(resampler, frame)
+    yield from _samples(resampler, None)
+
+
+def _samples(resampler: av.AudioResampler | None, frame: AudioFrame | None) -> Iterator[bytes]:
+    for piece in resampler.resample(frame) if resampler else ():
+        yield bytes(piece.planes[0])[: piece.samples * 2]

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field as Described
 
 from voxgate.dialects.form import FormModel, Language, Temperature
-from voxgate.dialects.openai import Text, refuse_stream
+from voxgate.dialects.openai import Text, refuse_stream, required_by_format
 from voxgate.formats import Body, json_body, plain_body, verbose
 from voxgate.model import Granularity, Outcome, ResponseFormat, Routing, TranscriptionRequest
 from voxgate.multipart import Field
@@ -45,6 +45,7 @@ class LiteLLMDialect:
             response_format=form.response_format,
             granularities=frozenset(form.timestamp_granularities or [Granularity.SEGMENT]),
             routing=Routing(fallbacks=tuple(form.fallbacks or ())),
+            required=required_by_format(form.response_format),
             ignored=(*extra, *files),
         )
 

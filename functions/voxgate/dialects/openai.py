@@ -97,16 +97,18 @@ def refuse_stream(stream: bool) -> None:
 def check_granularities(granularities: list[Granularity] | None, response_format: ResponseFormat) -> None:
     if granularities and response_format is not ResponseFormat.VERBOSE_JSON:
         raise InvalidInput(
-            f"'timestamp_granularities[]' needs response_format 'verbose_json', not '{response_format}'.",
-            param="timestamp_granularities[]",
+            f"'timestamp_granularities' needs response_format 'verbose_json', not '{response_format}'.",
+            param="timestamp_granularities",
         )
+
+
+def required_by_format(response_format: ResponseFormat) -> dict[Feature, str]:
+    return {Feature.DIARIZATION: "response_format"} if response_format is ResponseFormat.DIARIZED_JSON else {}
 
 
 def _required(form: OpenAIForm, chunking_fields: bool) -> dict[Feature, str]:
     """The features without which the answer would not be what was asked for."""
-    required: dict[Feature, str] = {}
-    if form.response_format is ResponseFormat.DIARIZED_JSON:
-        required[Feature.DIARIZATION] = "response_format"
+    required = required_by_format(form.response_format)
     if form.known_speaker_names:
         required[Feature.DIARIZATION] = "known_speaker_names[]"
     if form.known_speaker_references:

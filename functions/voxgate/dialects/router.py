@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field as Described
 
 from voxgate.dialects.form import FormModel, Language, Temperature
-from voxgate.dialects.openai import Text, check_granularities, refuse_stream
+from voxgate.dialects.openai import Text, check_granularities, refuse_stream, required_by_format
 from voxgate.formats import Body, json_body, plain_body, verbose
 from voxgate.model import Granularity, Outcome, Preference, ResponseFormat, Routing, TranscriptionRequest
 from voxgate.multipart import Field
@@ -52,6 +52,7 @@ class RouterDialect:
                 eu_native=form.eu_native,
                 allow_quantization=form.allow_quantization,
             ),
+            required=required_by_format(form.response_format),
             extra=extra,
             ignored=files,
         )

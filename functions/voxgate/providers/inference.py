@@ -69,7 +69,7 @@ def build_request(client: httpx.AsyncClient, call: Call, file: BinaryIO) -> http
 
 def parse_response(status: int, headers: httpx.Headers, content: bytes, call: Call) -> Transcript:
     try:
-        body = json.loads(content)
+        body = json.loads(content, parse_constant=_no_number)
         if status == 200:
             return _transcript(body, call)
         error = body["error"]
@@ -84,6 +84,11 @@ def parse_response(status: int, headers: httpx.Headers, content: bytes, call: Ca
         raise Overloaded(message, retry_after=int(headers["retry-after"]))
     failure = FailureClass.UNSUPPORTED if status == 404 else FailureClass.TRANSIENT
     raise ProviderError(failure, message, status=status)
+
+
+def _no_number(text: str) -> float:
+    """Python reads NaN and Infinity, which are no JSON and no times."""
+    raise ValueError(f"{text} is no JSON")
 
 
 def _transcript(body: dict[str, Any], call: Call) -> Transcript:

@@ -1,0 +1,65 @@
+"""The environment, read once."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from voxgate.errors import InvalidSettings
+from voxgate.settings import Settings
+
+GIVEN: dict[str, tuple[str, object]] = {
+    "catalog": ("/etc/catalog.toml", "/etc/catalog.toml"),
+    "whisper_model": ("large-v3", "large-v3"),
+    "whisper_device": ("cuda", "cuda"),
+    "whisper_compute_type": ("int8", "int8"),
+    "inference_url": ("http://inference:8080", "http://inference:8080"),
+    "provider_timeout": ("12.5", 12.5),
+    "request_timeout": ("60", 60.0),
+    "max_audio_seconds": ("1400", 1400.0),
+    "engine_workers": ("3", 3),
+    "engine_queue": ("0", 0),
+    "data_dir": ("/var/lib/voxgate", Path("/var/lib/voxgate")),
+    "spool_dir": ("/var/tmp", Path("/var/tmp")),
+}
+NUMBERS = [field.name for field in fields(Settings) if field.type in ("float", "int")]
+
+
+def test_this_table_has_every_setting() -> None:
+    assert set(GIVEN) == {field.name for field in fields(Settings)}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_each_setting_is_read_from_its_variable(name: str) -> None:
+    text, value = GIVEN[name]
+    settings = Settings.from_environment({f"VOXGATE_{name.upper()}": text})
+    assert getattr(settings, name) == value
+    assert type(getattr(settings, name)) is type(getattr(Settings(), name))
+    others = set(GIVEN) - {name}
+    assert all(getattr(settings, other) == getattr(Settings(), other) for other in others)
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+@pytest.mark.parametrize("name", GIVEN)
+def test_an_empty_variable_is_an_absent_one(name: str, text: str) -> None:
+    assert Settings.from_environment({f"VOXGATE_{name.upper()}": text}) == Settings()
+
+
+def test_other_variables_are_not_ours() -> None:
+    assert Settings.from_environment({"CATALOG": "x", "voxgate_catalog": "x", "VOXGATE_OTHER": "x"}) == Settings()
+
+
+def test_the_processes_own_environment_is_read_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VOXGATE_ENGINE_QUEUE", "7")
+    assert Settings.from_environment().engine_queue == 7
+
+
+@pytest.mark.parametrize("text", ["-1", "many", "nan", "inf", "1,5", "0x10"])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_bad_number_is_refused_by_its_variables_name(name: str, text: str) -> None:
+    variable = f"VOXGATE_{name.upper()}"
+    with pytest.raises(InvalidSettings, match=variable) as caught:
+        Settings.from_environment({variable: text})
+    assert repr(text) in str(caught.value)
