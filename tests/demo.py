@@ -52,7 +52,7 @@ def post(url: str, key: str, response_format: str) -> str:
     parts.append(f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{SPEECH.name}"\r\n\r\n')
     body = "".join(parts).encode() + SPEECH.read_bytes() + f"\r\n--{boundary}--\r\n".encode()
     headers = {"Authorization": f"Bearer {key}", "Content-Type": f"multipart/form-data; boundary={boundary}"}
-    with urllib.request.urlopen(urllib.request.Request(url, data=body, headers=headers), timeout=120) as answer:  # noqa: S310
+    with urllib.request.urlopen(urllib.request.Request(url, data=body, headers=headers), timeout=120) as answer:
         text: str = answer.read().decode()
     return text
 

@@ -12,7 +12,6 @@ import re
 from typing import Annotated, Any, Self, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
-from pydantic import Field as Described
 
 from voxgate import languages
 from voxgate.errors import InvalidInput
@@ -32,7 +31,6 @@ def _language(text: object) -> object:
 
 
 Language = Annotated[str, BeforeValidator(_language)]
-Temperature = Annotated[float, Described(ge=0, le=1, allow_inf_nan=False)]
 
 
 class FormModel(BaseModel):

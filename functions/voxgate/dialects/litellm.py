@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import replace
 
-from pydantic import Field as Described
-
-from voxgate.dialects.form import FormModel, Language, Temperature
-from voxgate.dialects.openai import Text, refuse_stream, required_by_format
+from voxgate.dialects.form import FormModel
+from voxgate.dialects.speech_form import SpeechForm
 from voxgate.formats import Body, json_body, plain_body, verbose
-from voxgate.model import Granularity, Outcome, ResponseFormat, Routing, TranscriptionRequest
+from voxgate.model import Granularity, Outcome, Routing, TranscriptionRequest
 from voxgate.multipart import Field
 
 
-class LiteLLMForm(FormModel):
-    model: Annotated[str, Described(min_length=1, examples=["whisper-1"])]
-    language: Language | None = None
-    prompt: Text | None = None
-    response_format: ResponseFormat = ResponseFormat.JSON
-    temperature: Temperature = 0.0
-    timestamp_granularities: list[Granularity] | None = None
-    stream: bool = False
+class LiteLLMForm(SpeechForm):
     fallbacks: list[str] | None = None
 
 
@@ -36,16 +27,9 @@ class LiteLLMDialect:
 
     def parse(self, fields: tuple[Field, ...], files: tuple[str, ...]) -> TranscriptionRequest:
         form, extra = LiteLLMForm.read(fields)
-        refuse_stream(form.stream)
-        return TranscriptionRequest(
-            model=form.model,
-            language=form.language,
-            prompt=form.prompt,
-            temperature=form.temperature,
-            response_format=form.response_format,
-            granularities=frozenset(form.timestamp_granularities or [Granularity.SEGMENT]),
+        return replace(
+            form.request(),
             routing=Routing(fallbacks=tuple(form.fallbacks or ())),
-            required=required_by_format(form.response_format),
             ignored=(*extra, *files),
         )
 

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field as Described
 
-from voxgate.dialects.form import FormModel, Language, Temperature
+from voxgate.dialects.form import FormModel, Language
+from voxgate.dialects.speech_form import SpeechForm, Text
 from voxgate.errors import InvalidInput
 from voxgate.formats import Body, json_body, plain_body, verbose
 from voxgate.model import Feature, Granularity, Outcome, ResponseFormat, TranscriptionRequest
 from voxgate.multipart import Field
 
-Text = Annotated[str, Described(max_length=64_000)]
 
-
-class OpenAIForm(FormModel):
-    model: Annotated[str, Described(min_length=1, examples=["whisper-1"])]
-    language: Language | None = None
-    prompt: Text | None = None
-    response_format: ResponseFormat = ResponseFormat.JSON
-    temperature: Temperature = 0.0
-    timestamp_granularities: list[Granularity] | None = None
-    stream: bool = False
+class OpenAIForm(SpeechForm):
     include: list[Literal["logprobs"]] | None = None
     chunking_strategy: Text | None = None
     keywords: list[Text] | None = None
@@ -43,20 +36,16 @@ class OpenAIDialect:
     def parse(self, fields: tuple[Field, ...], files: tuple[str, ...]) -> TranscriptionRequest:
         chunking = tuple(f for f in fields if f.name.startswith("chunking_strategy["))
         form, extra = OpenAIForm.read(tuple(f for f in fields if f not in chunking))
-        refuse_stream(form.stream)
-        check_granularities(form.timestamp_granularities, form.response_format)
+        form.check_granularities()
         language = form.language
         if language is None and form.languages and len(form.languages) == 1:
             language = form.languages[0]
-        return TranscriptionRequest(
-            model=form.model,
+        request = form.request()
+        return replace(
+            request,
             language=language,
-            prompt=form.prompt,
-            temperature=form.temperature,
-            response_format=form.response_format,
-            granularities=frozenset(form.timestamp_granularities or [Granularity.SEGMENT]),
             keywords=tuple(form.keywords or ()),
-            required=_required(form, bool(chunking)),
+            required={**request.required, **_required(form, bool(chunking))},
             ignored=(*extra, *files),
         )
 
@@ -89,26 +78,9 @@ class InferenceDialect(OpenAIDialect):
     _confident_words = True
 
 
-def refuse_stream(stream: bool) -> None:
-    if stream:
-        raise InvalidInput("'stream' is not offered yet: leave it out for the whole answer at once.", param="stream")
-
-
-def check_granularities(granularities: list[Granularity] | None, response_format: ResponseFormat) -> None:
-    if granularities and response_format is not ResponseFormat.VERBOSE_JSON:
-        raise InvalidInput(
-            f"'timestamp_granularities' needs response_format 'verbose_json', not '{response_format}'.",
-            param="timestamp_granularities",
-        )
-
-
-def required_by_format(response_format: ResponseFormat) -> dict[Feature, str]:
-    return {Feature.DIARIZATION: "response_format"} if response_format is ResponseFormat.DIARIZED_JSON else {}
-
-
 def _required(form: OpenAIForm, chunking_fields: bool) -> dict[Feature, str]:
-    """The features without which the answer would not be what was asked for."""
-    required = required_by_format(form.response_format)
+    """The features that the newer parameters need."""
+    required: dict[Feature, str] = {}
     if form.known_speaker_names:
         required[Feature.DIARIZATION] = "known_speaker_names[]"
     if form.known_speaker_references:

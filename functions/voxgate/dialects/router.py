@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import replace
 
-from pydantic import Field as Described
-
-from voxgate.dialects.form import FormModel, Language, Temperature
-from voxgate.dialects.openai import Text, check_granularities, refuse_stream, required_by_format
+from voxgate.dialects.form import FormModel
+from voxgate.dialects.speech_form import SpeechForm
 from voxgate.formats import Body, json_body, plain_body, verbose
-from voxgate.model import Granularity, Outcome, Preference, ResponseFormat, Routing, TranscriptionRequest
+from voxgate.model import Outcome, Preference, ResponseFormat, Routing, TranscriptionRequest
 from voxgate.multipart import Field
 
 
-class RouterForm(FormModel):
-    model: Annotated[str, Described(min_length=1, examples=["whisper-large-v3"])]
-    language: Language | None = None
-    prompt: Text | None = None
-    response_format: ResponseFormat = ResponseFormat.JSON
-    temperature: Temperature = 0.0
+class RouterForm(SpeechForm):
+    """Its documentation allows further parameters; what this form lacks is passed on."""
+
     preference: Preference = Preference.BALANCED
     allowed_providers: list[str] | None = None
     eu_native: bool = False
     allow_quantization: bool = True
-    # "Additional parameters may be included": these two are read here, the rest is passed on.
-    timestamp_granularities: list[Granularity] | None = None
-    stream: bool = False
 
 
 class RouterDialect:
@@ -37,22 +29,15 @@ class RouterDialect:
 
     def parse(self, fields: tuple[Field, ...], files: tuple[str, ...]) -> TranscriptionRequest:
         form, extra = RouterForm.read(fields, null=self.nullable)
-        refuse_stream(form.stream)
-        check_granularities(form.timestamp_granularities, form.response_format)
-        return TranscriptionRequest(
-            model=form.model,
-            language=form.language,
-            prompt=form.prompt,
-            temperature=form.temperature,
-            response_format=form.response_format,
-            granularities=frozenset(form.timestamp_granularities or [Granularity.SEGMENT]),
+        form.check_granularities()
+        return replace(
+            form.request(),
             routing=Routing(
                 allowed_providers=frozenset(form.allowed_providers) if form.allowed_providers else None,
                 preference=form.preference,
                 eu_native=form.eu_native,
                 allow_quantization=form.allow_quantization,
             ),
-            required=required_by_format(form.response_format),
             extra=extra,
             ignored=files,
         )

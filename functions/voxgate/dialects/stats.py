@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field as Described
 
 from voxgate.dialects.form import FormModel, Language
-from voxgate.dialects.openai import refuse_stream
+from voxgate.dialects.speech_form import refuse_stream
 from voxgate.formats import Body, json_body, verbose
 from voxgate.model import Granularity, Outcome, Routing, TranscriptionRequest
 from voxgate.multipart import Field
