@@ -97,8 +97,7 @@ class EnginePool:
             self._starting.cancel()
         for task in self._tasks:
             task.cancel()
-        for worker in self._workers:
-            await worker.kill()
+        await asyncio.gather(*(worker.end() for worker in self._workers))
 
     async def _start_all(self) -> EngineInfo:
         starting = [asyncio.create_task(self._add()) for _ in range(self._size)]
@@ -214,6 +213,16 @@ class _Worker:
         except (TimeoutError, ProviderError, ProcessLookupError):
             return False
         return True
+
+    async def end(self) -> None:
+        """Let the process end by itself, which it does when its input is over."""
+        process = self._process
+        if process is not None and process.stdin is not None:
+            process.stdin.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CANCEL_GRACE):
+                    await process.wait()
+        await self.kill()
 
     async def kill(self) -> None:
         process = self._process
