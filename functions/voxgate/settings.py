@@ -30,7 +30,7 @@ class Settings:
     request_timeout: float = 600.0
     max_audio_seconds: float = 4 * 3600.0
     engine_workers: int = 0  # 0: as many as suit the engine and the machine
-    engine_queue: int = 16
+    engine_queue: int = 64
     data_dir: Path = Path("data")
     spool_dir: Path = Path(tempfile.gettempdir())
 
