@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import av
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -239,3 +240,31 @@ def test_a_recording_whose_format_changes_midway_is_refused_or_decoded_whole(tmp
     except UnusableAudio:
         return
     assert seconds == pytest.approx(sum(decoded(part) for part in joined), abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("codec", "container", "rate", "options"),
+    [
+        ("libopus", "webm", 48000, {"frame_duration": "2.5"}),
+        ("libopus", "webm", 48000, {"frame_duration": "60"}),
+        ("libopus", "ogg", 48000, {"frame_duration": "60"}),
+        ("vorbis", "webm", 44100, {"strict": "-2"}),
+        ("aac", "matroska", 44100, {}),
+        ("flac", "matroska", 44100, {}),
+        ("ac3", "mp4", 48000, {}),
+    ],
+    ids=lambda value: str(value) if not isinstance(value, dict) else "-".join(value.values()),
+)
+def test_a_container_of_whole_milliseconds_loses_none(
+    codec: str, container: str, rate: int, options: dict[str, str], tmp_path: Path
+) -> None:
+    """Matroska rounds each packet's duration: 2.5 ms become 2, and five seconds four."""
+    path = tmp_path / "recording"
+    with av.open(str(path), "w", format=container) as out, av.open(str(DATA / "long-slt.flac")) as source:
+        stream = out.add_stream(codec, rate=rate, options=options, layout="stereo")
+        assert isinstance(stream, av.AudioStream)
+        for frame in source.decode(audio=0):
+            frame.pts = None
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    assert measured(path.read_bytes()).duration == pytest.approx(decoded(path), abs=0.05)

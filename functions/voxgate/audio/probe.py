@@ -15,7 +15,7 @@ from av.container import InputContainer
 
 from voxgate.audio import UnusableAudio
 from voxgate.audio.decode import opened
-from voxgate.audio.sniff import FLAC, MP4, OGG, WAV, Container
+from voxgate.audio.sniff import FLAC, MP4, OGG, WAV, WEBM, Container
 
 SHORTEST = 0.1  # seconds, as OpenAI has it
 _TOLERANCE = 0.05
@@ -69,26 +69,33 @@ class _Scan:
     skipped_start: float = 0.0
     skipped_end: float = 0.0
     discarded: float = 0.0
+    opus: float = 0.0  # by the packets' own first bytes
 
     def duration(self, container: Container, stream: AudioStream) -> float | None:
         """None where the packets cannot be believed."""
         codec = stream.codec_context
         if not self.packets or self.unknown:
             return None
-        if container == MP4:
-            # Durations come from a table that can say anything. Frames of a fixed size check it;
-            # PCM is its own measure; the rest is decoded.
-            if codec.frame_size and codec.sample_rate:
-                counted = self.packets * codec.frame_size / codec.sample_rate
-                if abs(counted - self.total) > max(_TOLERANCE, codec.frame_size / codec.sample_rate):
+        total = self.total
+        if container in (MP4, WEBM):
+            # An MP4's durations come from a table that can say anything, and Matroska's are whole
+            # milliseconds, which add up to seconds lost. Opus says it in each packet, frames of a
+            # fixed size are counted, PCM is its own measure; the rest is decoded.
+            if codec.name == "opus":
+                total = self.opus
+            elif codec.frame_size and codec.sample_rate:
+                frame = codec.frame_size / codec.sample_rate
+                allowed = self.packets * 0.001 if container == WEBM else 0.0
+                if abs(self.packets * frame - total) > max(_TOLERANCE, frame) + allowed:
                     return None
-            elif not codec.name.startswith("pcm_"):
+                total = self.packets * frame if container == WEBM else total
+            elif container == WEBM or not codec.name.startswith("pcm_"):
                 return None
         if codec.name == "vorbis":  # the first packet only primes the decoder (Vorbis I, 4.3.8)
-            return self.total - self.first
+            return total - self.first
         # Ogg's last packet is already cut to the stream's end in its duration.
         end = 0.0 if container == OGG else self.skipped_end
-        return self.total - max(self.skipped_start, self.discarded) - end
+        return total - max(self.skipped_start, self.discarded) - end
 
 
 def _scan(media: InputContainer, stream: AudioStream) -> _Scan:
@@ -96,6 +103,7 @@ def _scan(media: InputContainer, stream: AudioStream) -> _Scan:
     ticks = discarded = 0
     rate = stream.codec_context.sample_rate or 1
     time_base = float(stream.time_base or 0)
+    opus = stream.codec_context.name == "opus"
     for packet in media.demux(stream):
         if not packet.size:
             continue
@@ -107,6 +115,7 @@ def _scan(media: InputContainer, stream: AudioStream) -> _Scan:
             scan.first = duration * time_base
         scan.packets += 1
         ticks += duration
+        scan.opus += _opus_seconds(packet) if opus else 0.0
         if packet.is_discard:
             discarded += duration
         if packet.has_sidedata("skip_samples"):
@@ -117,6 +126,21 @@ def _scan(media: InputContainer, stream: AudioStream) -> _Scan:
     scan.total = ticks * time_base
     scan.discarded = discarded * time_base
     return scan
+
+
+def _opus_seconds(packet: av.Packet[AudioStream]) -> float:
+    """What an Opus packet lasts by its table of contents (RFC 6716, 3.1 and 3.2)."""
+    head = bytes(memoryview(packet)[:2])
+    config, code = head[0] >> 3, head[0] & 3
+    if config < 12:
+        frame = (0.01, 0.02, 0.04, 0.06)[config & 3]
+    elif config < 16:
+        frame = (0.01, 0.02)[config & 1]
+    else:
+        frame = (0.0025, 0.005, 0.01, 0.02)[config & 3]
+    if code < 3:
+        return frame * (1 if code == 0 else 2)
+    return frame * (head[1] & 63) if len(head) > 1 else 0.0
 
 
 def _decoded(file: BinaryIO, container: Container, max_seconds: float) -> float:

@@ -117,7 +117,7 @@ def _frames(head: bytes) -> Container | None:
         return FLAC
     # Encoders' padding and cut streams put other bytes before the first frame, so a run of frames
     # that lead to one another is looked for; a single sync word is found in any random bytes.
-    if _looks_like_text(head[:1024]):
+    if _looks_like_text(head[:1024]) or _transport_stream(head):
         return None
     start = head.find(b"\xff")
     while 0 <= start < len(head) - 4:
@@ -180,6 +180,10 @@ def _adts_length(header: bytes) -> tuple[int, int]:
     return (length, header[2] & 0xFC) if length > 7 else (0, 0)
 
 
+def _transport_stream(head: bytes) -> bool:
+    return head[:1] == b"\x47" and head[188:189] == b"\x47" and head[376:377] == b"\x47"
+
+
 def _looks_like_text(head: bytes) -> bool:
     try:
         text = head.decode()
@@ -202,7 +206,7 @@ def _describe(head: bytes) -> str:
         return "an AIFF file; convert it to wav or flac"
     if head[4:8] == b"ftyp":
         return "a HEIF or AVIF image"
-    if head[0] == 0x47 and head[188:189] == b"\x47":
+    if _transport_stream(head):
         return "an MPEG transport stream; convert it to mp4"
     if _looks_like_text(head[:1024]):
         start = head[:256].lstrip().lower()
