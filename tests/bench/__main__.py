@@ -1,0 +1,58 @@
+"""Run the benches that are named, or all, and print what they found."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from . import busy, durations, imports, memory, multipart, recognition
+from .report import Report, machine
+
+BENCHES: dict[str, Callable[[], Report]] = {
+    "multipart": multipart.run,
+    "durations": durations.run,
+    "memory": memory.run,
+    "imports": imports.run,
+    "busy": busy.run,
+    "recognition": recognition.run,
+}
+
+
+def main() -> None:
+    names = "".join(f"\n  {name:<12} {_first_line(bench)}" for name, bench in BENCHES.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench",
+        description=f"{__doc__}\n\nbenches:{names}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="what to run; without one, everything")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every result to FILE, as one JSON array")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(BENCHES):
+        parser.error(f"there is no bench named {', '.join(sorted(unknown))}")
+    results = []
+    for name in arguments.names or BENCHES:
+        begun = time.perf_counter()
+        report = BENCHES[name]()
+        result = {
+            "bench": name,
+            "machine": machine(),
+            "seconds": round(time.perf_counter() - begun, 1),
+            **report.summary(),
+        }
+        print(report.text(), json.dumps(result), sep="\n", end="\n\n", flush=True)
+        results.append(result | {"rows": report.records()})
+        if arguments.json:
+            arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def _first_line(bench: Callable[[], Report]) -> str:
+    return (sys.modules[bench.__module__].__doc__ or "").partition("\n")[0]
+
+
+if __name__ == "__main__":
+    main()
