@@ -3,8 +3,9 @@
 Ours beside what the header claims, as PyAV reads it, and beside mutagen's answer.
 """
 
-from __future__ from pathlib import Path
-import annotations
+from __future__ import annotations
+
+from pathlib import Path
 
 import av
 import mutagen
