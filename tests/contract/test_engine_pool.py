@@ -144,6 +144,13 @@ def test_an_engine_that_dies_is_replaced_and_its_request_answered(small: Server,
     assert small.transcribe(SPEECH).status_code == 200
 
 
+def test_an_engine_that_dies_idle_costs_no_request(small: Server) -> None:
+    (engine,) = engines(small)
+    engine.kill()
+    wait_for(lambda: engine not in engines(small) or engine.status() == psutil.STATUS_ZOMBIE)
+    assert small.transcribe(SPEECH).status_code == 200
+
+
 def test_no_file_of_an_upload_is_left_behind(small: Server, long_speech: bytes) -> None:
     wait_for(lambda: not busy(small))
     assert small.transcribe(SPEECH).status_code == 200

@@ -72,7 +72,8 @@ class EnginePool:
             raise Overloaded(f"The recognizer's queue is full; try again in {wait} s.", retry_after=wait)
         self._waiting += 1
         try:
-            worker = await self._idle.get()
+            while not (worker := await self._idle.get()).alive:
+                self._spawn(self._recover(worker))  # it died while it had nothing to do
         finally:
             self._waiting -= 1
         loop = asyncio.get_running_loop()
