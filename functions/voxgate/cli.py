@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import socket
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -32,6 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        sys.exit(f"voxgate: {error.filename or 'the system'}: {error.strerror or error}.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,7 +104,13 @@ def _account_commands(commands: Any) -> None:
 
 def _address(parser: argparse.ArgumentParser, port: int) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    parser.add_argument("--port", type=int, default=port, help="default: %(default)s; 0 takes a free one")
+    parser.add_argument("--port", type=_port, default=port, help="default: %(default)s; 0 takes a free one")
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port")
+    return int(text)
 
 
 def _data_dir(parser: argparse.ArgumentParser) -> None:
@@ -117,17 +126,14 @@ def _settings(arguments: Arguments) -> Settings:
 def _serve(arguments: Arguments) -> int:
     from voxgate.hosts.asgi import AsgiApp
     from voxgate.hosts.gateway import build_application
-    from voxgate.hosts.serve import bind, run, url
+    from voxgate.hosts.serve import run, url
     from voxgate.wiring import build_gateway, model_name
 
     settings = _settings(arguments)
     accounts = _store(settings)
-    gateway = build_gateway(settings, accounts)
     key, created = asyncio.run(_local_key(settings, accounts))
-    try:
-        listening = bind(arguments.host, arguments.port)
-    except OSError as error:
-        sys.exit(f"voxgate: {arguments.host}:{arguments.port} cannot be used: {error.strerror}.")
+    listening = _listen(arguments)
+    gateway = build_gateway(settings, accounts)
 
     async def start() -> None:
         await gateway.start()
@@ -141,19 +147,28 @@ def _serve(arguments: Arguments) -> int:
     return 0
 
 
+def _listen(arguments: Arguments) -> socket.socket:
+    from voxgate.hosts.serve import bind
+
+    try:
+        return bind(arguments.host, arguments.port)
+    except OSError as error:
+        sys.exit(f"voxgate: {arguments.host}:{arguments.port} cannot be used: {error.strerror}.")
+
+
 def _inference(arguments: Arguments) -> int:
     from voxgate.hosts.inference import build_inference
-    from voxgate.hosts.serve import bind, run, url
+    from voxgate.hosts.serve import run, url
     from voxgate.wiring import build_pool, make_spool, model_name
 
     settings = _settings(arguments)
+    listening = _listen(arguments)
     app = build_inference(
         pool=build_pool(settings),
         model=model_name(settings),
         settings=settings,
         spool_dir=make_spool(settings.spool_dir),
     )
-    listening = bind(arguments.host, arguments.port)
     print(f"Inference with {model_name(settings)} listens at {url(listening)}", flush=True)
     run(app, listening)
     return 0
@@ -224,18 +239,22 @@ def _store(settings: Settings) -> Accounts:
 async def _local_key(settings: Settings, accounts: Accounts) -> tuple[str, bool]:
     """The key of the account `local`, and whether it was created now."""
     file = settings.data_dir / "api-key"
-    if file.exists():
-        return file.read_text(encoding="ascii").strip(), False
+    key = file.read_text(encoding="ascii").strip() if file.exists() else ""
+    if key and await accounts.find_key(keys.digest(key)) is not None:
+        return key, False
     try:
         account = await accounts.find_account("local")
     except KeyError:
         account = await accounts.create_account("local")
-    key = keys.generate()
+    created = not keys.well_formed(key)  # the file may be older than the database
+    key = keys.generate() if created else key
     await accounts.create_key(account.id, keys.digest(key))
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    os.write(descriptor, f"{key}\n".encode())
-    os.close(descriptor)
-    return key, True
+    if created:
+        file.unlink(missing_ok=True)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        os.write(descriptor, f"{key}\n".encode())
+        os.close(descriptor)
+    return key, created
 
 
 def _stored(action: Callable[[Accounts, Arguments], Awaitable[None]]) -> Callable[[Arguments], int]:
@@ -255,6 +274,8 @@ def _stored(action: Callable[[Accounts, Arguments], Awaitable[None]]) -> Callabl
 
 
 async def _create_account(accounts: Accounts, arguments: Arguments) -> None:
+    if not arguments.name.strip():
+        raise ValueError("An account needs a name.")
     account = await accounts.create_account(arguments.name)
     _say(arguments, dataclasses.asdict(account), f"Opened the account '{account.name}' ({account.id}).")
 

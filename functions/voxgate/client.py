@@ -44,9 +44,12 @@ def transcribe(path: Path, options: Options) -> str:
                 f"{options.base_url.rstrip('/').removesuffix('/v1')}/v1/audio/transcriptions",
                 headers={"authorization": f"Bearer {options.api_key}"},
                 data=data,
-                files={"file": (path.name, cast(BinaryIO, _Counted(file, advance)))},
+                # A pipe has no length to announce, so it is read first.
+                files={"file": (path.name, cast(BinaryIO, _Counted(file, advance)) if path.is_file() else file.read())},
                 timeout=httpx.Timeout(options.timeout, connect=5.0),
             )
+    except UnicodeEncodeError as error:
+        raise ClientError("The API key has characters that no API key has.") from error
     except OSError as error:
         raise ClientError(f"{path}: {error.strerror}.") from error
     except httpx.HTTPError as error:

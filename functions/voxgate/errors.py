@@ -7,6 +7,7 @@
     |-- NotFound                404  no such path
     |   `-- ModelNotFound       404
     |-- MethodNotAllowed        405
+    |-- RequestTimeout          408  the upload stalled
     |-- Overloaded              503  the queue is full; `retry_after` says when to come back
     |-- ProviderUnavailable     502  every provider for the model failed
     `-- ClientGone              499  nobody is left to read the answer
@@ -78,6 +79,12 @@ class MethodNotAllowed(VoxgateError):
     def __init__(self, method: str, path: str, allowed: list[str]) -> None:
         allow = ", ".join(sorted(allowed))
         super().__init__(f"{path} does not take {method}; it takes {allow}.", headers={"allow": allow})
+
+
+class RequestTimeout(VoxgateError):
+    status = 408
+    code = "request_timeout"
+    type = "invalid_request_error"
 
 
 class Overloaded(VoxgateError):

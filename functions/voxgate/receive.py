@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, BinaryIO, cast
 
-from voxgate.errors import InvalidInput
+from voxgate.errors import InvalidInput, TooLarge
 from voxgate.multipart import Field, FileEnd, FileStart, FormParser, Limits
 
 _IN_MEMORY = 1024 * 1024
@@ -88,7 +88,11 @@ async def receive(
     fields: list[Field] = []
     files: list[str] = []
     audio = False
+    received = 0
     async for chunk in body:
+        received += len(chunk)
+        if received > limits.body:
+            raise TooLarge(f"The form is larger than the {limits.body} bytes that one may have.", param=audio_field)
         for event in parser.feed(chunk):
             if isinstance(event, bytes):
                 if audio:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from voxgate.audio import UnusableAudio
 from voxgate.catalog import Catalog, Deployment, Model
@@ -32,6 +32,8 @@ from voxgate.receive import Form, Upload, receive
 from voxgate.routing import choose
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,11 @@ class Transcriber:
 
     async def _capabilities(self, model: Model) -> dict[str, Capabilities]:
         names = {deployment.provider.name for deployment in model.deployments}
-        return {name: await self._providers[name].capabilities() for name in names}
+        try:
+            return {name: await self._providers[name].capabilities() for name in names}
+        except (ProviderError, OSError, TimeoutError) as error:
+            logger.warning("a provider of %s does not start: %s", model.id, error)
+            raise ProviderUnavailable(f"The recognizer of '{model.id}' does not start.") from error
 
     async def _measure(self, dialect: Dialect, request: TranscriptionRequest, upload: Upload) -> Call:
         # PyAV is loaded by the first request that brings audio, not at the function's start.
@@ -138,7 +144,7 @@ class Transcriber:
             )
 
         try:
-            return await asyncio.to_thread(measure)
+            return await _whole(asyncio.to_thread(measure))
         except UnusableAudio as error:
             raise InvalidInput(str(error), param=dialect.audio_field) from error
 
@@ -167,3 +173,13 @@ class Transcriber:
                 if deployment is deployments[-1]:
                     raise
         raise ProviderUnavailable(f"Every provider for this model failed ({'; '.join(failures)}).")
+
+
+async def _whole(work: Coroutine[Any, Any, _T]) -> _T:
+    """Wait for a thread also when cancelled: it reads a file that is closed after it."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

@@ -15,10 +15,12 @@ from av.container import InputContainer
 
 from voxgate.audio import UnusableAudio
 from voxgate.audio.decode import opened
-from voxgate.audio.sniff import FLAC, MP4, OGG, WAV, WEBM, Container
+from voxgate.audio.sniff import FLAC, MP3, MP4, OGG, WAV, WEBM, Container
 
 SHORTEST = 0.1  # seconds, as OpenAI has it
 _TOLERANCE = 0.05
+_ANY_PADDING = 60.0  # seconds that an encoder may have put before and behind
+_MOST_PACKETS = 1_000_000  # four hours are 720,000 of 20 ms; a hostile file has millions
 _CUT_OFF = 0.5  # seconds missing from what the header promises that make a file "cut off"
 # Recorders that write to a pipe leave a size that means "unknown": all ones, or near the largest
 # signed number that still has room for the header.
@@ -36,22 +38,24 @@ class Probe:
 def probe(file: BinaryIO, container: Container, *, max_seconds: float) -> Probe:
     """Measure the audio track. Raises `UnusableAudio` for a file without one, a damaged or cut
     off one, one shorter than 0.1 s and one longer than `max_seconds`."""
-    promised = _wav_promise(file) if container == WAV else None
     with opened(file, container.demuxer) as (media, stream):
         codec = stream.codec_context.name
-        scan = _scan(media, stream)
+        scan = _scan(media, stream, container, max_seconds)
         duration = scan.duration(container, stream)
+        promised = None
         if container == FLAC or (container == MP4 and scan.packets < stream.frames):
             promised = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else None
     if duration is None:
         duration = _decoded(file, container, max_seconds)
+    if container == WAV:
+        promised = duration * _wav_promise(file)
     if promised is not None and promised - duration > _CUT_OFF:
         raise UnusableAudio(
             f"The audio is cut off: its header promises {promised:.1f} s, {duration:.1f} s are there. Upload it again."
         )
     if duration > max_seconds:
         raise UnusableAudio(
-            f"The audio is {duration:.0f} s long; at most {max_seconds:g} s are taken: send it in parts."
+            f"The audio is {duration:.0f} s long or longer; at most {max_seconds:g} s are taken: send it in parts."
         )
     if duration < SHORTEST:
         raise UnusableAudio(f"The audio is too short ({duration:.3f} s): at least {SHORTEST} s are needed.")
@@ -64,7 +68,6 @@ class _Scan:
 
     packets: int = 0
     total: float = 0.0
-    first: float = 0.0  # the first packet's own duration
     unknown: int = 0  # packets that do not say how long they are
     skipped_start: float = 0.0
     skipped_end: float = 0.0
@@ -74,7 +77,8 @@ class _Scan:
     def duration(self, container: Container, stream: AudioStream) -> float | None:
         """None where the packets cannot be believed."""
         codec = stream.codec_context
-        if not self.packets or self.unknown:
+        # Vorbis' blocks overlap by lengths that only its decoder knows (Vorbis I, 4.3.8).
+        if not self.packets or self.unknown or codec.name == "vorbis":
             return None
         total = self.total
         if container in (MP4, WEBM):
@@ -91,14 +95,12 @@ class _Scan:
                 total = self.packets * frame if container == WEBM else total
             elif container == WEBM or not codec.name.startswith("pcm_"):
                 return None
-        if codec.name == "vorbis":  # the first packet only primes the decoder (Vorbis I, 4.3.8)
-            return total - self.first
         # Ogg's last packet is already cut to the stream's end in its duration.
         end = 0.0 if container == OGG else self.skipped_end
         return total - max(self.skipped_start, self.discarded) - end
 
 
-def _scan(media: InputContainer, stream: AudioStream) -> _Scan:
+def _scan(media: InputContainer, stream: AudioStream, container: Container, max_seconds: float) -> _Scan:
     scan = _Scan()
     ticks = discarded = 0
     rate = stream.codec_context.sample_rate or 1
@@ -111,10 +113,14 @@ def _scan(media: InputContainer, stream: AudioStream) -> _Scan:
         if not duration or duration < 0:
             scan.unknown += 1
             continue
-        if not scan.packets:
-            scan.first = duration * time_base
+        if container == MP3 and bytes(memoryview(packet)[:1]) != b"\xff":
+            continue  # a tag behind the last frame
         scan.packets += 1
         ticks += duration
+        if scan.packets > _MOST_PACKETS:
+            raise UnusableAudio(f"The audio is in more than {_MOST_PACKETS} packets: encode it anew.")
+        if ticks * time_base > max_seconds + _ANY_PADDING:
+            break
         scan.opus += _opus_seconds(packet) if opus else 0.0
         if packet.is_discard:
             discarded += duration
@@ -157,22 +163,21 @@ def _decoded(file: BinaryIO, container: Container, max_seconds: float) -> float:
     return seconds
 
 
-def _wav_promise(file: BinaryIO) -> float | None:
-    """The seconds that a WAV header claims, or None where it does not know (EBU 3306 for RF64)."""
+def _wav_promise(file: BinaryIO) -> float:
+    """How many times the data that is there a WAV header claims: 1 where all of it is there or the
+    header does not know (EBU 3306 for RF64). In bytes, since compressed formats' rates are advisory."""
+    there = file.seek(0, 2)
     file.seek(0)
-    riff = file.read(12)
-    order: Literal["big", "little"] = "big" if riff[:4] == b"RIFX" else "little"
-    rate = size64 = 0
+    order: Literal["big", "little"] = "big" if file.read(12)[:4] == b"RIFX" else "little"
+    size64 = 0
     while len(header := file.read(8)) == 8:
         name, size = header[:4], int.from_bytes(header[4:], order)
         if name == b"data":
-            size = size64 if size64 and size == 0xFFFF_FFFF else size
-            known = rate and size and (size64 or size < _UNKNOWN_WAV_SIZE)
-            return size / rate if known else None
-        content = file.read(min(size, 64))
-        if name == b"fmt ":
-            rate = int.from_bytes(content[8:12], order)
-        elif name == b"ds64":
+            there -= file.tell()
+            known = size64 if size64 and size == 0xFFFF_FFFF else size if size < _UNKNOWN_WAV_SIZE else 0
+            return max(known / there, 1.0) if there > 0 else 1.0
+        content = file.read(min(size, 16))
+        if name == b"ds64":
             size64 = int.from_bytes(content[8:16], "little")
         file.seek(size - len(content) + (size & 1), 1)
-    return None
+    return 1.0

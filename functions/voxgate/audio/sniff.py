@@ -55,6 +55,8 @@ _OTHERS = (
     (b"MZ", "a program"),
     (b"MThd", "a MIDI file, which holds notes and no sound"),
     (b"#!AMR", "an AMR recording; convert it to wav or mp3"),
+    (b"wvpk", "a WavPack file; convert it to flac"),
+    (b"riff\x2e\x91\xcf\x11", "a Wave64 file; convert it to wav"),
     (b"caff", "a Core Audio (CAF) file; convert it to m4a or wav"),
     (b".snd", "a Sun audio file; convert it to wav"),
     (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "a Windows Media file; convert it to mp3 or m4a"),
@@ -75,7 +77,9 @@ def sniff(file: BinaryIO) -> Container:
     head = file.read(_SCAN)
     if not head:
         raise UnusableAudio("The audio file is empty.")
-    container = _signature(head) or _frames(_after_id3(file, head))
+    container = _signature(head)
+    if container is None and not any(head.startswith(magic) for magic, _ in _OTHERS if magic != b"ID3"):
+        container = _frames(_after_id3(file, head))
     if container is None:
         raise UnusableAudio(
             f"Unrecognized file format: this is {_describe(head)}. Supported formats: {list(SUPPORTED)}."

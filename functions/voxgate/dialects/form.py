@@ -18,6 +18,7 @@ from voxgate.errors import InvalidInput
 from voxgate.multipart import Field
 
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell half a character, UTF-8 cannot
+_MOST_VALUES = 128
 _INDEXED = re.compile(r"^(.+?)\[(\d*)\]$")
 
 
@@ -49,6 +50,8 @@ class FormModel(BaseModel):
                 extra[sent] = (*extra.get(sent, ()), value)
             elif _is_list(cls, name):
                 values.setdefault(name, []).extend(_items(sent, value, null=null))
+                if len(values[name]) > _MOST_VALUES:
+                    raise InvalidInput(f"The field '{sent}' has more than {_MOST_VALUES} values.", param=sent)
             elif name in values:
                 raise InvalidInput(f"The field '{sent}' was sent twice.", param=sent)
             else:

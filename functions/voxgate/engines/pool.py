@@ -58,6 +58,11 @@ class EnginePool:
         return self._starting
 
     @property
+    def failed(self) -> bool:
+        """Whether the last start came to nothing."""
+        return self._starting is not None and self._starting.done() and not self.ready
+
+    @property
     def ready(self) -> bool:
         started = self._starting
         return started is not None and started.done() and not started.cancelled() and started.exception() is None
@@ -104,9 +109,13 @@ class EnginePool:
         starting = [asyncio.create_task(self._add()) for _ in range(self._size)]
         try:
             return (await asyncio.gather(*starting))[0]
-        except BaseException:
+        except BaseException:  # all or none, so that the next try does not add to this one
             for task in starting:
                 task.cancel()
+            await asyncio.gather(*starting, return_exceptions=True)
+            self._idle = asyncio.Queue()
+            for worker in tuple(self._workers):
+                await self._discard(worker)
             raise
 
     async def _add(self) -> EngineInfo:
@@ -243,8 +252,12 @@ class _Worker:
         if not line.endswith(b"\n"):
             await self.kill()
             raise ProviderError(FailureClass.TRANSIENT, "The recognizer's process ended.")
-        message = json.loads(line)
+        try:
+            message = json.loads(line)
+        except ValueError:
+            message = None
         if not isinstance(message, dict):
+            await self.kill()
             raise ProviderError(FailureClass.TRANSIENT, "The recognizer's answer is malformed.")
         return message
 

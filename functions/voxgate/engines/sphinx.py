@@ -67,7 +67,7 @@ class SphinxEngine:
     """Recognizes English. One instance serves one job at a time."""
 
     name = "sphinx"
-    capabilities = Capabilities(languages=frozenset({"en"}), features=frozenset({Feature.WORDS, Feature.CHUNKING}))
+    capabilities = Capabilities(languages=frozenset({"en"}), features=frozenset({Feature.WORDS}))
 
     def __init__(self) -> None:
         self._decoder = Decoder(loglevel="FATAL", maxhmmpf=_MOST_STATES)

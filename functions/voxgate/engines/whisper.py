@@ -42,9 +42,7 @@ class WhisperEngine:
         codes = {languages.parse(code) or code for code in theirs}
         self.capabilities = Capabilities(
             languages=frozenset(codes | {ours for ours, code in _THEIRS.items() if code in theirs}),
-            features=frozenset(
-                {Feature.WORDS, Feature.PROMPT, Feature.TEMPERATURE, Feature.KEYWORDS, Feature.CHUNKING}
-            ),
+            features=frozenset({Feature.WORDS, Feature.PROMPT, Feature.TEMPERATURE, Feature.KEYWORDS}),
         )
 
     def transcribe(self, job: Job) -> Recognition:

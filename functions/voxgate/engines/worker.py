@@ -33,7 +33,10 @@ def main(arguments: list[str]) -> None:
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     signal.signal(signal.SIGUSR1, _cancel)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the server's to handle
+    # Ctrl-C in a terminal and a service manager's stop reach the whole group; they are the server's to
+    # handle, which lets its requests finish and then closes our input.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.nice(5)  # recognition takes every cycle it can get; the server must stay quick beside it
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     engine = load(arguments)

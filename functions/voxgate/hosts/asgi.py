@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
-from voxgate.errors import ClientGone
+from voxgate.errors import ClientGone, RequestTimeout
 from voxgate.hosts.http import Application, Request, Response
 
 logger = logging.getLogger(__name__)
@@ -22,6 +22,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 # A client that is refused while it sends goes on sending, and would take a closed connection for
 # a failure of the network; so what it sends is read and thrown away, within these bounds.
+_STALL_SECONDS = 60.0
 _DRAIN_BYTES = 72 * 1024 * 1024
 _DRAIN_SECONDS = 30.0
 _EXPECT_SECONDS = 1.0
@@ -42,8 +43,6 @@ class AsgiApp:
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
             await self._http(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008, "reason": "The live socket is not offered yet."})
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -108,7 +107,11 @@ class _Body:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         while not self._whole.is_set():
-            chunk = await self._next()
+            try:
+                async with asyncio.timeout(_STALL_SECONDS):
+                    chunk = await self._next()
+            except TimeoutError as error:
+                raise RequestTimeout(f"Nothing of the upload came for {_STALL_SECONDS:g} seconds.") from error
             if chunk is None:
                 raise ClientGone("The client hung up in the middle of its upload.")
             if chunk:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from voxgate.errors import InvalidInput
 from voxgate.hosts.http import Application, Handler, Request, Response, health, json_response, models, transcription
 from voxgate.wiring import Gateway, all_dialects
 
@@ -10,14 +11,13 @@ def build_application(gateway: Gateway) -> Application:
     routes: dict[str, dict[str, Handler]] = {
         dialect.path: {"POST": transcription(gateway.transcriber, dialect)} for dialect in all_dialects()
     }
-    return Application(
-        {
-            **routes,
-            **models(gateway.catalog, gateway.authenticate),
-            "/health": {"GET": health},
-            "/openapi.json": {"GET": _openapi},
-        }
-    )
+    routes |= models(gateway.catalog, gateway.authenticate)
+    routes |= {"/health": {"GET": health}, "/openapi.json": {"GET": _openapi}, "/v1/stt/stream": {"GET": _live}}
+    return Application(routes)
+
+
+async def _live(request: Request) -> Response:
+    raise InvalidInput("The live socket is not offered yet; send a file to /v1/stt/transcribe.", param="stream")
 
 
 async def _openapi(request: Request) -> Response:

@@ -5,13 +5,14 @@ It knows no customers: it is for a private network, and answers whoever reaches 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from voxgate.catalog import Catalog, Deployment, Model, ProviderEntry
 from voxgate.dialects.openai import InferenceDialect
 from voxgate.engines.pool import EnginePool
-from voxgate.errors import Overloaded
+from voxgate.errors import Overloaded, ProviderUnavailable
 from voxgate.hosts.asgi import AsgiApp
 from voxgate.hosts.http import Application, Request, Response, health, json_response, models, transcription
 from voxgate.multipart import Limits
@@ -38,6 +39,8 @@ def build_inference(*, pool: EnginePool, model: str, settings: Settings, spool_d
     )
 
     async def ready(request: Request) -> Response:
+        if pool.failed:
+            raise ProviderUnavailable("The model could not be loaded; the log says why.")
         if not pool.ready:
             raise Overloaded("The model is being loaded.", retry_after=2)
         return json_response({"status": "ready"})
@@ -45,6 +48,10 @@ def build_inference(*, pool: EnginePool, model: str, settings: Settings, spool_d
     async def start() -> None:
         # Serve at once: readiness, not the open port, says that the model is there.
         pool.begin()
+
+    async def stop() -> None:
+        await provider.close()
+        shutil.rmtree(spool_dir, ignore_errors=True)
 
     application = Application(
         {
@@ -55,7 +62,7 @@ def build_inference(*, pool: EnginePool, model: str, settings: Settings, spool_d
             **models(catalog, _anyone),
         }
     )
-    return AsgiApp(application, start=start, stop=provider.close)
+    return AsgiApp(application, start=start, stop=stop)
 
 
 async def _anyone(headers: Mapping[str, str]) -> Caller:

@@ -31,6 +31,7 @@ def run(app: AsgiApp, listening: socket.socket) -> None:
         http="httptools",
         loop="uvloop",
         lifespan="on",
+        ws="none",
         log_config=None,
         log_level=logging.WARNING,
         access_log=False,

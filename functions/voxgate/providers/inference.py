@@ -61,6 +61,7 @@ def build_request(client: httpx.AsyncClient, call: Call, file: BinaryIO) -> http
         data["temperature"] = str(request.temperature)
     if request.keywords:
         data["keywords[]"] = list(request.keywords)
+    data |= {field: list(values) for field, values in request.extra.items() if field not in data}
     name = f"audio.{call.container.name}"
     return client.build_request(
         "POST", "/v1/audio/transcriptions", data=data, files={"file": (name, file, call.container.content_type)}
