@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from conftest import DATA, Server
+from conftest import DATA, ROOT, Server
 
 SPEECH = DATA / "b-slt.mp3"
 TEXT = "the weather is nice today and we are going to the park"
@@ -141,6 +141,16 @@ def test_accounts_and_keys_from_opening_to_revoking(server: Server) -> None:
     assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == 401
     assert voxgate("keys", "revoke", "key_missing", *directory).returncode == 1
     assert voxgate("keys", "create", "nobody", *directory).returncode == 1
+
+
+def test_a_key_file_that_outlived_its_database_works_again(tmp_path: Path) -> None:
+    assert voxgate("invoke", ROOT / "events/models.json", "--data-dir", tmp_path).returncode == 0
+    key = (tmp_path / "api-key").read_text(encoding="ascii")
+    for file in tmp_path.glob("voxgate.sqlite*"):
+        file.unlink()
+    done = voxgate("invoke", ROOT / "events/models.json", "--data-dir", tmp_path)
+    assert json.loads(done.stdout)["statusCode"] == 200
+    assert (tmp_path / "api-key").read_text(encoding="ascii") == key
 
 
 def test_the_local_key_is_private_and_kept(server: Server) -> None:

@@ -207,6 +207,8 @@ def test_streaming_is_refused_by_name_rather_than_ignored(client: httpx.Client, 
         ({"known_speaker_references[]": ["data:audio/wav;base64,AAAA"]}, "known_speaker_references[]"),
         ({"keywords[]": ["voxgate"]}, "keywords"),
         ({"languages[]": ["en", "fr"]}, "languages"),
+        ({"chunking_strategy": '{"type": "server_vad"}'}, "chunking_strategy"),
+        ({"chunking_strategy[type]": "server_vad"}, "chunking_strategy"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

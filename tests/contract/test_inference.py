@@ -86,6 +86,17 @@ def test_a_refusal_of_the_inference_service_reaches_the_client(gateway: Server) 
     assert (refusal.status_code, refusal.json()["error"]["param"]) == (400, "language")
 
 
+def test_a_model_that_cannot_be_loaded_is_said_by_readiness_and_by_requests(tmp_path: Path) -> None:
+    process, server = start_server(tmp_path, "inference", VOXGATE_WHISPER_MODEL=str(tmp_path / "missing"))
+    try:
+        response = server.transcribe(SPEECH, model="default")
+        ready = httpx.get(f"{server.url}/health/ready")
+    finally:
+        stop_server(process)
+    assert (response.status_code, response.json()["error"]["code"]) == (502, "provider_unavailable")
+    assert "could not be loaded" in ready.json()["error"]["message"]
+
+
 def test_a_gateway_without_its_inference_service_says_502(tmp_path: Path) -> None:
     process, server = start_server(tmp_path, VOXGATE_INFERENCE_URL="http://127.0.0.1:9")
     try:

@@ -23,6 +23,10 @@ from voxgate.transcribe import Authenticator, Incoming, Transcriber
 logger = logging.getLogger("voxgate")
 
 
+def request_id() -> str:
+    return f"req_{secrets.token_hex(12)}"
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """Header names are in lower case; `path` is decoded and without its query."""
@@ -32,7 +36,7 @@ class Request:
     headers: Mapping[str, str]
     body: AsyncIterator[bytes]
     content_length: int | None = None
-    id: str = field(default_factory=lambda: f"req_{secrets.token_hex(12)}")
+    id: str = field(default_factory=request_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,53 @@ from __future__ import annotations
 import logging
 import socket
 import sys
+from http import HTTPStatus
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from voxgate.errors import InvalidInput
 from voxgate.hosts.asgi import AsgiApp
+from voxgate.hosts.http import error_response, request_id
+
+_LONGEST_HEAD = 64 * 1024
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's, with a bound on the request's head, and with its own refusals in our envelope."""
+
+    _in_head = True
+    _head = 0  # bytes
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        self._head += len(data)
+        if self._in_head and self._head > _LONGEST_HEAD:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The request's headers are too long.")
+
+    def on_message_begin(self) -> None:
+        self._in_head, self._head = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(HTTPStatus.BAD_REQUEST, msg)
+
+    def _refuse(self, status: HTTPStatus, message: str) -> None:
+        response = error_response(InvalidInput(message))
+        headers = response.headers | {
+            "x-request-id": request_id(),
+            "content-length": str(len(response.body)),
+            "connection": "close",
+        }
+        lines = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{name}: {value}" for name, value in headers.items())]
+        self.transport.write("\r\n".join([*lines, "", ""]).encode("latin-1") + response.body)
+        self.transport.close()
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -28,7 +71,7 @@ def run(app: AsgiApp, listening: socket.socket) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=_Protocol,
         loop="uvloop",
         lifespan="on",
         ws="none",
