@@ -208,14 +208,14 @@ def _transcribe(arguments: Arguments) -> int:
 
 
 def _invoke(arguments: Arguments) -> int:
-    from voxgate.hosts.lambda_rest import invoke
+    from voxgate.hosts.lambda_rest import for_one_at_a_time, invoke
     from voxgate.wiring import build_gateway
 
     try:
         text = arguments.event.read_text(encoding="utf-8")
     except OSError as error:
         sys.exit(f"voxgate: {arguments.event}: {error.strerror}.")
-    settings = _settings(arguments)
+    settings = for_one_at_a_time(_settings(arguments))
     accounts = _store(settings)
     if "${VOXGATE_API_KEY}" in text:
         key = os.environ.get("VOXGATE_API_KEY") or asyncio.run(_local_key(settings, accounts))[0]

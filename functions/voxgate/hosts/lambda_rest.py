@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import binascii
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pybase64
@@ -21,6 +21,7 @@ from aws_lambda_powertools.metrics import MetricUnit
 from voxgate.errors import InvalidInput, ProviderUnavailable
 from voxgate.hosts.gateway import build_application
 from voxgate.hosts.http import Application, Request, Response, error_response
+from voxgate.settings import Settings
 from voxgate.wiring import Gateway
 
 Event = dict[str, Any]
@@ -109,6 +110,11 @@ class _LocalContext:
     memory_limit_in_mb: int = 1024
     invoked_function_arn: str = "arn:aws:lambda:local:000000000000:function:voxgate"
     aws_request_id: str = "local"
+
+
+def for_one_at_a_time(settings: Settings) -> Settings:
+    """An execution environment serves one request at a time, so one engine is enough."""
+    return replace(settings, engine_workers=settings.engine_workers or 1)
 
 
 def invoke(gateway: Gateway, event: Event) -> dict[str, Any]:
