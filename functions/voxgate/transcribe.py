@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from voxgate.audio import UnusableAudio
 from voxgate.catalog import Catalog, Deployment, Model
@@ -83,6 +84,8 @@ class Transcriber:
         self._provider_timeout = provider_timeout
         self._request_timeout = request_timeout
         self._clock = clock
+        # Few threads: each keeps a heap of its own, which eight uploads at once would add up.
+        self._measurers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="measure")
 
     async def __call__(self, dialect: Dialect, incoming: Incoming) -> Outcome:
         """Raises the `VoxgateError` that the client is to see. Leaves no file behind."""
@@ -144,7 +147,7 @@ class Transcriber:
             )
 
         try:
-            return await _whole(asyncio.to_thread(measure))
+            return await _whole(asyncio.get_running_loop().run_in_executor(self._measurers, measure))
         except UnusableAudio as error:
             raise InvalidInput(str(error), param=dialect.audio_field) from error
 
@@ -175,11 +178,10 @@ class Transcriber:
         raise ProviderUnavailable(f"Every provider for this model failed ({'; '.join(failures)}).")
 
 
-async def _whole(work: Coroutine[Any, Any, _T]) -> _T:
+async def _whole(work: asyncio.Future[_T]) -> _T:
     """Wait for a thread also when cancelled: it reads a file that is closed after it."""
-    task = asyncio.ensure_future(work)
     try:
-        return await asyncio.shield(task)
+        return await asyncio.shield(work)
     except asyncio.CancelledError:
-        await asyncio.wait([task])
+        await asyncio.wait([work])
         raise

@@ -18,6 +18,7 @@ def run() -> Report:
     )
     errors = spent = audio = 0.0
     words = invented = 0
+    distinct: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as directory:
         process, server = start_server(Path(directory))
         try:
@@ -35,6 +36,7 @@ def run() -> Report:
                 if rate is None:
                     invented += len(heard.split())
                 else:
+                    distinct.setdefault(recording.text, []).append(rate)
                     errors, words = errors + rate * count, words + count
                     spent, audio = spent + seconds, audio + recording.duration
         finally:
@@ -42,6 +44,13 @@ def run() -> Report:
     report.notes = [
         f"speech: {audio:.1f} s in {spent:.1f} s, real-time factor {spent / audio:.3f}",
         f"{errors:.0f} errors in {words} words, word error rate {errors / words:.3f}",
+        f"the same by sentence, each its mean: {_mean(distinct):.3f}, of {len(distinct)} sentences",
         f"words heard where nobody speaks: {invented}",
     ]
     return report
+
+
+def _mean(distinct: dict[str, list[float]]) -> float:
+    """Weighted by words, so that one sentence in many containers counts once."""
+    errors = sum(sum(rates) / len(rates) * len(text.split()) for text, rates in distinct.items())
+    return errors / sum(len(text.split()) for text in distinct)
