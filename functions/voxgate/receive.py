@@ -62,8 +62,8 @@ class Upload:
 
     def _to_disk(self) -> None:
         memory, self._memory = self._memory, None
-        # Mode 600 and a random name; removed when closed.
-        self._file = tempfile.NamedTemporaryFile(dir=self._directory, prefix="audio-")  # noqa: SIM115
+        # Mode 600 and a random name; `close` ends it, which removes it: it outlives this call by design.
+        self._file = tempfile.NamedTemporaryFile(dir=self._directory, prefix="audio-")  # noqa: SIM115 - see close
         if memory is not None:
             self._file.write(memory.getbuffer())
 

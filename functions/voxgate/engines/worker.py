@@ -90,7 +90,7 @@ def _end_with(parent: int) -> None:
 
 
 def _cancel(number: int, frame: object) -> None:
-    global _cancelled  # noqa: PLW0603
+    global _cancelled  # noqa: PLW0603 - as above
     _cancelled = True
 
 
