@@ -1,0 +1,116 @@
+"""Audio that a provider fetches by reference, and stored answers: the port of `local.py` and `s3.py`.
+
+Audio is under `staging/<account>/<request>`, answers under `results/<account>/<name>`. The request
+that stored something removes it; what a dead one leaves behind goes by its age.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol, TypeVar
+
+_T = TypeVar("_T")
+# ASCII without dot, slash and percent sign: no part can be `..`, hold a separator or need escaping.
+_PART = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_KEY = re.compile(rf"(?:staging|results)/{_PART.pattern}/{_PART.pattern}")
+
+
+def audio_key(account_id: str, request_id: str) -> str:
+    """Raises `ValueError` for an id that cannot be part of a key. A client's file name never is."""
+    return f"staging/{_part('account id', account_id)}/{_part('request id', request_id)}"
+
+
+def result_key(account_id: str, name: str) -> str:
+    """Raises `ValueError` for an id or name that cannot be part of a key."""
+    return f"results/{_part('account id', account_id)}/{_part('name', name)}"
+
+
+def checked(key: str) -> str:
+    """The key, if `audio_key` or `result_key` can have made it. Raises `ValueError`."""
+    if not _KEY.fullmatch(key):
+        raise ValueError(f"{key!r} is not a key of staged audio or of a result.")
+    return key
+
+
+def _part(what: str, text: str) -> str:
+    if not _PART.fullmatch(text):
+        raise ValueError(f"The {what} {text!r} is not 1 to 128 letters, digits, '_' and '-' of ASCII.")
+    return text
+
+
+class Staging(Protocol):
+    """Safe to call from several threads, each with an event loop of its own.
+
+    Raises `ValueError` for a key that `audio_key` and `result_key` do not make; what the disk or
+    the network does wrong is raised as it is (`OSError`, botocore's errors).
+    """
+
+    async def put(self, key: str, content: BinaryIO | bytes, *, content_type: str = "application/octet-stream") -> str:
+        """Store under the key, in place of what was there, and return a reference (`s3://`, `file://`).
+
+        A reader sees the old content or all of the new. A file has to be seekable; it is read in
+        pieces from its beginning, left open, and its position is anywhere afterwards. Cancelled, it
+        returns only once the file is no longer read, and a `remove` after that is the last word.
+        """
+
+    async def get(self, key: str, *, limit: int) -> bytes:
+        """Raises `KeyError` where there is nothing, `ValueError` where it is more than `limit` bytes."""
+
+    async def remove(self, key: str) -> None:
+        """Nothing there is fine."""
+
+    async def sweep(self, *, audio_seconds: float = 86_400, result_seconds: float = 2 * 86_400) -> int:
+        """Remove what is older, and return how many there were."""
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PresignedUpload:
+    """A form that uploads once signed: POST to `url` all of `fields`, and the audio last, as `file`.
+
+    `key` is where the audio will be, for `get` and `remove`; `expires` is in unix seconds.
+    """
+
+    url: str
+    fields: dict[str, str]
+    key: str
+    expires: int
+
+
+class Presigner(Protocol):
+    async def presign_upload(
+        self, account_id: str, request_id: str, *, max_bytes: int, seconds: int
+    ) -> PresignedUpload:
+        """Let whoever has the form upload 1 to `max_bytes` bytes as that request's audio.
+
+        Raises `ValueError` for `seconds` outside of 1..900 and for `max_bytes` below 1.
+        """
+
+
+class Threads:
+    """Blocking work of both stores, beside whichever event loop asks for it."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="staging")
+
+    async def run(self, work: Callable[[], _T]) -> _T:
+        started = self._pool.submit(work)
+        done = asyncio.wrap_future(started)
+        try:
+            await asyncio.wait([done])
+        except asyncio.CancelledError:
+            # A thread cannot be stopped. Were it left behind, it would read a file that the request
+            # closes, and store the audio after the request has removed it.
+            done.add_done_callback(lambda future: future.cancelled() or future.exception())
+            if not started.cancel():
+                await asyncio.wait([done])
+            raise
+        return done.result()
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._pool.shutdown)
