@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,12 +30,22 @@ class ProviderEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """One provider's offer of a model. `price` is in micro-dollars a minute of audio."""
+    """One provider's offer of a model. `price` is in micro-dollars a minute of audio, `minimum` the
+    tenths of a second that a request is billed at least."""
 
     provider: ProviderEntry
     upstream_model: str
     price: int
+    minimum: int = 0
     quantized: bool = False
+
+    def billable(self, duration: float) -> int:
+        """Started tenths of a second. What a float adds in its last digits is not billed."""
+        return max(math.ceil(round(duration * 10, 4)), self.minimum)
+
+    def cost(self, duration: float) -> int:
+        """Micro-dollars, rounded up to a whole one."""
+        return -(-self.price * self.billable(duration) // 600)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,19 +163,26 @@ class _Reader:
             provider=providers[provider],
             upstream_model=self._take(key, entry, "upstream_model", str),
             price=self._price(f"{key}.price_per_minute", self._take(key, entry, "price_per_minute", str)),
+            minimum=self._tenths(f"{key}.minimum_seconds", self._take(key, entry, "minimum_seconds", str, "0")),
             quantized=self._take(key, entry, "quantized", bool, False),
         )
         self._nothing_left(key, entry)
         return deployment
 
     def _price(self, key: str, text: str) -> int:
+        return self._scaled(key, text, 1_000_000, "amount of whole micro-dollars")
+
+    def _tenths(self, key: str, text: str) -> int:
+        return self._scaled(key, text, 10, "number of seconds in whole tenths")
+
+    def _scaled(self, key: str, text: str, scale: int, what: str) -> int:
         try:
-            price = Decimal(text) * 1_000_000
+            value = Decimal(text) * scale
         except DecimalException as error:
-            raise self._wrong(key, f"'{text}' is no amount of dollars") from error
-        if not price.is_finite() or price < 0 or price != int(price):
-            raise self._wrong(key, f"'{text}' is no amount of whole micro-dollars")
-        return int(price)
+            raise self._wrong(key, f"'{text}' is no {what}") from error
+        if not value.is_finite() or value < 0 or value != int(value):
+            raise self._wrong(key, f"'{text}' is no {what}")
+        return int(value)
 
     def _secret(self, key: str, text: str) -> str:
         return self._environ.get(text[4:], "") if text.startswith("env:") else text
