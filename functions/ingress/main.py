@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from voxgate.accounts.sqlite import SqliteAccounts
 from voxgate.hosts.asgi import AsgiApp
 from voxgate.hosts.gateway import build_application
 from voxgate.settings import Settings
-from voxgate.wiring import build_gateway
+from voxgate.wiring import build_gateway, build_store
 
 settings = Settings.from_environment()
-gateway = build_gateway(settings, SqliteAccounts(settings.data_dir / "voxgate.sqlite"))
+gateway = build_gateway(settings, build_store(settings))
 app = AsgiApp(build_application(gateway), start=gateway.start, stop=gateway.close)

@@ -5,19 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import dataclasses
 import json
 import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
-from voxgate import __version__
-from voxgate.accounts import Account, Accounts, Key, keys
+from voxgate import __version__, admin
 from voxgate.errors import InvalidCatalog, InvalidSettings
-from voxgate.settings import Settings
 
 Arguments = argparse.Namespace
 
@@ -44,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="run the gateway and its recognizer on this machine")
     _address(serve, 8000)
-    _data_dir(serve)
+    admin.add_data_dir(serve)
     serve.add_argument("--catalog", metavar="FILE", help="models and providers (default: the catalogue that ships)")
     serve.set_defaults(command=_serve)
 
@@ -71,35 +66,11 @@ def _parser() -> argparse.ArgumentParser:
 
     invoke = commands.add_parser("invoke", help="run the Lambda handler on one API Gateway event, without AWS")
     invoke.add_argument("event", type=Path, metavar="EVENT.json")
-    _data_dir(invoke)
+    admin.add_data_dir(invoke)
     invoke.set_defaults(command=_invoke)
 
-    _account_commands(commands)
+    admin.add_commands(commands)
     return parser
-
-
-def _account_commands(commands: Any) -> None:
-    accounts = commands.add_parser("accounts", help="open and show accounts").add_subparsers(
-        metavar="ACTION", required=True
-    )
-    create = accounts.add_parser("create", help="open an account")
-    create.add_argument("name", metavar="NAME")
-    create.set_defaults(command=_stored(_create_account))
-    show = accounts.add_parser("show", help="show an account and its keys")
-    show.add_argument("account", metavar="ACCOUNT", help="an account's id or name")
-    show.set_defaults(command=_stored(_show_account))
-    key_actions = commands.add_parser("keys", help="create and revoke API keys").add_subparsers(
-        metavar="ACTION", required=True
-    )
-    create_key = key_actions.add_parser("create", help="create a key and print it, this once")
-    create_key.add_argument("account", metavar="ACCOUNT", help="an account's id or name")
-    create_key.set_defaults(command=_stored(_create_key))
-    revoke = key_actions.add_parser("revoke", help="make a key invalid for good")
-    revoke.add_argument("key", metavar="KEY-ID")
-    revoke.set_defaults(command=_stored(_revoke_key))
-    for action in (create, show, create_key, revoke):
-        _data_dir(action)
-        action.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _address(parser: argparse.ArgumentParser, port: int) -> None:
@@ -113,27 +84,17 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _data_dir(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where accounts are kept (default: ./data)")
-
-
-def _settings(arguments: Arguments) -> Settings:
-    settings = Settings.from_environment()
-    given = {name: getattr(arguments, name, None) for name in ("data_dir", "catalog")}
-    return dataclasses.replace(settings, **{name: value for name, value in given.items() if value is not None})
-
-
 def _serve(arguments: Arguments) -> int:
     from voxgate.hosts.asgi import AsgiApp
     from voxgate.hosts.gateway import build_application
     from voxgate.hosts.serve import run, url
-    from voxgate.wiring import build_gateway, model_name
+    from voxgate.wiring import build_gateway, build_store, model_name
 
-    settings = _settings(arguments)
-    accounts = _store(settings)
-    key, created = asyncio.run(_local_key(settings, accounts))
+    settings = admin.settings_of(arguments)
+    store = build_store(settings)
+    key, created = asyncio.run(admin.local_key(settings, store))
     listening = _listen(arguments)
-    gateway = build_gateway(settings, accounts)
+    gateway = build_gateway(settings, store)
 
     async def start() -> None:
         await gateway.start()
@@ -161,7 +122,7 @@ def _inference(arguments: Arguments) -> int:
     from voxgate.hosts.serve import run, url
     from voxgate.wiring import build_pool, make_spool, model_name
 
-    settings = _settings(arguments)
+    settings = admin.settings_of(arguments)
     listening = _listen(arguments)
     app = build_inference(
         pool=build_pool(settings),
@@ -209,104 +170,22 @@ def _transcribe(arguments: Arguments) -> int:
 
 def _invoke(arguments: Arguments) -> int:
     from voxgate.hosts.lambda_rest import for_one_at_a_time, invoke
-    from voxgate.wiring import build_gateway
+    from voxgate.wiring import build_gateway, build_store
 
     try:
         text = arguments.event.read_text(encoding="utf-8")
     except OSError as error:
         sys.exit(f"voxgate: {arguments.event}: {error.strerror}.")
-    settings = for_one_at_a_time(_settings(arguments))
-    accounts = _store(settings)
+    settings = for_one_at_a_time(admin.settings_of(arguments))
+    store = build_store(settings)
     if "${VOXGATE_API_KEY}" in text:
-        key = os.environ.get("VOXGATE_API_KEY") or asyncio.run(_local_key(settings, accounts))[0]
+        key = os.environ.get("VOXGATE_API_KEY") or asyncio.run(admin.local_key(settings, store))[0]
         text = text.replace("${VOXGATE_API_KEY}", key)
     try:
         event = json.loads(text)
     except ValueError as error:
         sys.exit(f"voxgate: {arguments.event}: is not JSON: {error}.")
     with contextlib.redirect_stdout(sys.stderr):  # where the function's log and metrics go
-        response = invoke(build_gateway(settings, accounts), event)
+        response = invoke(build_gateway(settings, store), event)
     print(json.dumps(response, indent=2, ensure_ascii=False))
     return 0
-
-
-def _store(settings: Settings) -> Accounts:
-    from voxgate.accounts.sqlite import SqliteAccounts
-
-    return SqliteAccounts(settings.data_dir / "voxgate.sqlite")
-
-
-async def _local_key(settings: Settings, accounts: Accounts) -> tuple[str, bool]:
-    """The key of the account `local`, and whether it was created now."""
-    file = settings.data_dir / "api-key"
-    key = file.read_text(encoding="ascii").strip() if file.exists() else ""
-    if key and await accounts.find_key(keys.digest(key)) is not None:
-        return key, False
-    try:
-        account = await accounts.find_account("local")
-    except KeyError:
-        account = await accounts.create_account("local")
-    created = not keys.well_formed(key)  # the file may be older than the database
-    key = keys.generate() if created else key
-    await accounts.create_key(account.id, keys.digest(key))
-    if created:
-        file.unlink(missing_ok=True)
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        os.write(descriptor, f"{key}\n".encode())
-        os.close(descriptor)
-    return key, created
-
-
-def _stored(action: Callable[[Accounts, Arguments], Awaitable[None]]) -> Callable[[Arguments], int]:
-    """A command that works on the store of accounts."""
-
-    async def run(accounts: Accounts, arguments: Arguments) -> int:
-        try:
-            await action(accounts, arguments)
-        except (KeyError, ValueError) as error:
-            print(f"voxgate: {error.args[0]}", file=sys.stderr)
-            return 1
-        finally:
-            await accounts.close()
-        return 0
-
-    return lambda arguments: asyncio.run(run(_store(_settings(arguments)), arguments))
-
-
-async def _create_account(accounts: Accounts, arguments: Arguments) -> None:
-    if not arguments.name.strip():
-        raise ValueError("An account needs a name.")
-    account = await accounts.create_account(arguments.name)
-    _say(arguments, dataclasses.asdict(account), f"Opened the account '{account.name}' ({account.id}).")
-
-
-async def _show_account(accounts: Accounts, arguments: Arguments) -> None:
-    account = await accounts.find_account(arguments.account)
-    owned = await accounts.keys(account.id)
-    text = "\n".join([f"{account.name} ({account.id})", *(_key_line(key) for key in owned)])
-    _say(arguments, _account(account, owned), text)
-
-
-async def _create_key(accounts: Accounts, arguments: Arguments) -> None:
-    account = await accounts.find_account(arguments.account)
-    secret = keys.generate()
-    key = await accounts.create_key(account.id, keys.digest(secret))
-    text = f"{secret}\n({key.id}, for the account '{account.name}'; it is not stored and cannot be shown again)"
-    _say(arguments, dataclasses.asdict(key) | {"key": secret}, text)
-
-
-async def _revoke_key(accounts: Accounts, arguments: Arguments) -> None:
-    key = await accounts.revoke_key(arguments.key)
-    _say(arguments, dataclasses.asdict(key), f"Revoked {key.id}.")
-
-
-def _account(account: Account, owned: list[Key]) -> dict[str, Any]:
-    return dataclasses.asdict(account) | {"keys": [dataclasses.asdict(key) for key in owned]}
-
-
-def _key_line(key: Key) -> str:
-    return f"  {key.id}{'  revoked' if key.revoked else ''}"
-
-
-def _say(arguments: Arguments, value: dict[str, Any], text: str) -> None:
-    print(json.dumps(value) if arguments.json else text)

@@ -4,10 +4,14 @@
     |-- InvalidInput            400  the request itself: `param` names the field
     |   `-- TooLarge            413
     |-- Unauthenticated         401
+    |-- InsufficientQuota       402  out of credit, or a monthly budget is spent
+    |-- Forbidden               403  suspended, out of the key's scopes, or a model it may not use
     |-- NotFound                404  no such path
     |   `-- ModelNotFound       404
     |-- MethodNotAllowed        405
     |-- RequestTimeout          408  the upload stalled
+    |-- IdempotencyConflict     409  the Idempotency-Key is in use
+    |-- RateLimited             429  `Retry-After` says when to come back
     |-- Overloaded              503  the queue is full; `retry_after` says when to come back
     |-- ProviderUnavailable     502  every provider for the model failed
     `-- ClientGone              499  nobody is left to read the answer
@@ -21,6 +25,7 @@ of the stats contract (`dialects.md`, "Errors").
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 
 
@@ -61,6 +66,25 @@ class Unauthenticated(VoxgateError):
         super().__init__(message, headers={"www-authenticate": 'Bearer realm="voxgate"'})
 
 
+class InsufficientQuota(VoxgateError):
+    status = 402
+    code = "insufficient_quota"
+    type = "insufficient_quota"
+
+    def __init__(self, message: str) -> None:
+        # OpenAI's SDKs obey this header: credit does not come by asking again.
+        super().__init__(message, headers={"x-should-retry": "false"})
+
+
+class Forbidden(VoxgateError):
+    status = 403
+    type = "permission_error"
+
+    def __init__(self, message: str, *, code: str, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.code = code
+
+
 class NotFound(VoxgateError):
     status = 404
     code = "not_found"
@@ -85,6 +109,33 @@ class RequestTimeout(VoxgateError):
     status = 408
     code = "request_timeout"
     type = "invalid_request_error"
+
+
+class IdempotencyConflict(VoxgateError):
+    """`retry_after` is in seconds; None where asking again cannot help."""
+
+    status = 409
+    code = "idempotency_conflict"
+    type = "invalid_request_error"
+
+    def __init__(self, message: str, *, retry_after: int | None = None) -> None:
+        wait = {"x-should-retry": "false"} if retry_after is None else {"retry-after": str(retry_after)}
+        super().__init__(message, param="Idempotency-Key", headers=wait)
+
+
+class RateLimited(VoxgateError):
+    """`wait` is in seconds: whoever waits that long gets in."""
+
+    status = 429
+    code = "rate_limited"
+    type = "rate_limit_error"
+
+    def __init__(self, message: str, *, wait: float) -> None:
+        milliseconds = max(math.ceil(wait * 1000), 1)
+        super().__init__(
+            message,
+            headers={"retry-after": str(math.ceil(milliseconds / 1000)), "retry-after-ms": str(milliseconds)},
+        )
 
 
 class Overloaded(VoxgateError):

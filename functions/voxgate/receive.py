@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tempfile
 from collections.abc import AsyncIterator
@@ -46,6 +47,14 @@ class Upload:
         file = cast(IO[bytes], self._file)
         file.flush()
         return Path(file.name)
+
+    def digest(self) -> bytes:
+        """The SHA-256 of the audio."""
+        known = hashlib.sha256()
+        self.file.seek(0)
+        while chunk := self.file.read(_IN_MEMORY):
+            known.update(chunk)
+        return known.digest()
 
     def close(self) -> None:
         if self._file is not None:

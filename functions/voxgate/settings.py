@@ -19,6 +19,9 @@ class Settings:
     `catalog` is a file, or the name of one that ships; empty means `local`.
     `whisper_model` is a model's directory or hub name; empty means the embedded pocketsphinx.
     `inference_url` is another machine's `voxgate inference`; empty means this machine's engine.
+    `table` is a DynamoDB table and `staging_bucket` an S3 bucket; empty means files in `data_dir`.
+    The rates and `concurrent_requests` are each account's, those of `key_` each key's, where none are
+    set for it; 0 of a key's means those of its account.
     """
 
     catalog: str = ""
@@ -31,6 +34,14 @@ class Settings:
     max_audio_seconds: float = 4 * 3600.0
     engine_workers: int = 0  # 0: as many as suit the engine and the machine
     engine_queue: int = 64
+    requests_per_minute: int = 6000
+    audio_seconds_per_minute: int = 360_000
+    concurrent_requests: int = 256
+    key_requests_per_minute: int = 0
+    key_audio_seconds_per_minute: int = 0
+    key_concurrent_requests: int = 0
+    table: str = ""
+    staging_bucket: str = ""
     data_dir: Path = Path("data")
     spool_dir: Path = Path(tempfile.gettempdir())
 

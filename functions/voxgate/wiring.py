@@ -2,52 +2,62 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from voxgate import dialects
-from voxgate.accounts import Accounts, keys
+from voxgate.accounts import RateLimits, Store
+from voxgate.accounts.credentials import Authenticator
 from voxgate.catalog import Catalog, ProviderEntry, load
 from voxgate.engines.pool import EnginePool
-from voxgate.errors import Unauthenticated
+from voxgate.metering import Meter, sweep_forever
 from voxgate.multipart import Limits
 from voxgate.providers import Provider
 from voxgate.settings import Settings
-from voxgate.transcribe import Authenticator, Caller, Transcriber
+from voxgate.staging import Staging
+from voxgate.transcribe import Transcriber
 
 _SPOOL = "voxgate-spool-"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
     """A running gateway's parts. `start` and `close` are for hosts with a life cycle."""
 
     settings: Settings
     catalog: Catalog
     transcriber: Transcriber
-    authenticate: Authenticator
-    accounts: Accounts
+    meter: Meter
+    store: Store
+    staging: Staging
     providers: Mapping[str, Provider]
     pool: EnginePool | None
     spool_dir: Path
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def start(self) -> None:
         if self.pool is not None:
             await self.pool.start()
+        self.tasks.append(asyncio.create_task(sweep_forever(self.store, self.staging)))
 
     async def close(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
         for provider in self.providers.values():
             await provider.close()
-        await self.accounts.close()
+        await self.store.close()
+        await self.staging.close()
         shutil.rmtree(self.spool_dir, ignore_errors=True)
 
 
-def build_gateway(settings: Settings, accounts: Accounts, environ: Mapping[str, str] | None = None) -> Gateway:
+def build_gateway(settings: Settings, store: Store, environ: Mapping[str, str] | None = None) -> Gateway:
     """Raises `InvalidCatalog`."""
     catalog = load(settings.catalog, os.environ if environ is None else environ)
     pool = None
@@ -59,18 +69,31 @@ def build_gateway(settings: Settings, accounts: Accounts, environ: Mapping[str, 
         pool = pool or build_pool(settings)
         providers[entry.name] = _embedded(pool, settings)
     spool_dir = make_spool(settings.spool_dir)
-    authenticate = KeyAuthenticator(accounts)
+    authenticate = _authenticator(store, settings)
+    staging = build_staging(settings)
+    # An upload, its transcription, and what is between: nothing is held for longer than both may take.
+    meter = Meter(authenticate=authenticate, store=store, staging=staging, lease=2 * settings.request_timeout + 60)
     transcriber = Transcriber(
         catalog=catalog,
         providers=providers,
-        authenticate=authenticate,
+        gate=meter,
         spool_dir=spool_dir,
         limits=Limits(),
         max_audio_seconds=settings.max_audio_seconds,
         provider_timeout=settings.provider_timeout,
         request_timeout=settings.request_timeout,
     )
-    return Gateway(settings, catalog, transcriber, authenticate, accounts, providers, pool, spool_dir)
+    return Gateway(
+        settings=settings,
+        catalog=catalog,
+        transcriber=transcriber,
+        meter=meter,
+        store=store,
+        staging=staging,
+        providers=providers,
+        pool=pool,
+        spool_dir=spool_dir,
+    )
 
 
 def build_pool(settings: Settings) -> EnginePool:
@@ -97,23 +120,40 @@ def _embedded(pool: EnginePool, settings: Settings) -> Provider:
     return EmbeddedProvider(pool=pool, max_audio_seconds=settings.max_audio_seconds)
 
 
-class KeyAuthenticator:
-    """`Authorization: Bearer` against the store. Implements `transcribe.Authenticator`."""
+def build_store(settings: Settings) -> Store:
+    if settings.table:
+        from voxgate.accounts.dynamodb import DynamoStore
 
-    def __init__(self, accounts: Accounts) -> None:
-        self._accounts = accounts
+        return DynamoStore(settings.table)
+    from voxgate.accounts.sqlite import SqliteStore
 
-    async def __call__(self, headers: Mapping[str, str]) -> Caller:
-        scheme, _, token = headers.get("authorization", "").strip().partition(" ")
-        token = token.strip()
-        if not token:
-            raise Unauthenticated("You didn't provide an API key: send it as 'Authorization: Bearer KEY'.")
-        if scheme.lower() != "bearer":
-            raise Unauthenticated("The Authorization header must be 'Bearer KEY'.")
-        key = await self._accounts.find_key(keys.digest(token)) if keys.well_formed(token) else None
-        if key is None or key.revoked:
-            raise Unauthenticated("Incorrect API key provided.")
-        return Caller(key.account_id, key.id)
+    return SqliteStore(settings.data_dir / "voxgate.sqlite")
+
+
+def build_staging(settings: Settings) -> Staging:
+    if settings.staging_bucket:
+        from voxgate.staging.s3 import S3Staging
+
+        return S3Staging(settings.staging_bucket)
+    from voxgate.staging.local import LocalStaging
+
+    return LocalStaging(settings.data_dir / "staging")
+
+
+def _authenticator(store: Store, settings: Settings) -> Authenticator:
+    return Authenticator(
+        store,
+        account_limits=RateLimits(
+            settings.requests_per_minute or None,
+            settings.audio_seconds_per_minute or None,
+            settings.concurrent_requests or None,
+        ),
+        key_limits=RateLimits(
+            settings.key_requests_per_minute or None,
+            settings.key_audio_seconds_per_minute or None,
+            settings.key_concurrent_requests or None,
+        ),
+    )
 
 
 def all_dialects() -> list[dialects.Dialect]:

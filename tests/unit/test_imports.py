@@ -17,14 +17,15 @@ FUNCTIONS = ROOT / "functions"
 # A part imports parts of a lower rank and itself, nothing else. A package is one part.
 RANKS = {
     "__init__": 0, "errors": 0, "model": 0, "languages": 0,
-    "multipart": 1, "settings": 1, "catalog": 1, "accounts": 1, "audio": 1, "formats": 1,
+    "multipart": 1, "settings": 1, "catalog": 1, "accounts": 1, "staging": 1, "audio": 1, "formats": 1,
     "receive": 2, "engines": 2, "dialects": 2, "routing": 2,
     "providers": 3,
+    "metering": 3,
     "transcribe": 4,
     "wiring": 5,
-    "hosts": 6, "client": 6,
+    "hosts": 6, "client": 6, "admin": 6,
     "cli": 7,
-    "__main__": 8, "api": 8, "ingress": 8, "inference": 8,
+    "__main__": 8, "api": 8, "ingress": 8, "inference": 8, "sweep": 8,
 }  # fmt: skip
 PURE = ("errors", "model", "languages", "multipart", "formats", "dialects")
 IO = {

@@ -11,13 +11,15 @@ from voxgate.multipart import Field
 
 
 class Dialect(Protocol):
-    """One contract; in a `nullable` one the text `null` is an absent field. `parse` raises
-    `InvalidInput` naming the field; both methods are without I/O."""
+    """One contract; in a `nullable` one the text `null` is an absent field. `key_header` may carry
+    the API key where there is no `Authorization`. `parse` raises `InvalidInput` naming the field;
+    both methods are without I/O."""
 
     name: str
     path: str
     audio_field: str
     nullable: bool
+    key_header: str
     form: type[FormModel]
 
     def parse(self, fields: tuple[Field, ...], files: tuple[str, ...]) -> TranscriptionRequest: ...

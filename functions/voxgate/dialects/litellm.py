@@ -23,6 +23,7 @@ class LiteLLMDialect:
     path = "/litellm/v1/audio/transcriptions"
     audio_field = "file"
     nullable = False
+    key_header = "x-api-key"
     form: type[FormModel] = LiteLLMForm
 
     def parse(self, fields: tuple[Field, ...], files: tuple[str, ...]) -> TranscriptionRequest:

@@ -30,6 +30,7 @@ class OpenAIDialect:
     path = "/v1/audio/transcriptions"
     audio_field = "file"
     nullable = False
+    key_header = ""
     form: type[FormModel] = OpenAIForm
     _confident_words = False
 

@@ -8,10 +8,14 @@ from typing import Any
 from voxgate import __version__
 from voxgate.dialects import Dialect
 from voxgate.errors import (
+    Forbidden,
+    IdempotencyConflict,
+    InsufficientQuota,
     InvalidInput,
     ModelNotFound,
     Overloaded,
     ProviderUnavailable,
+    RateLimited,
     RequestTimeout,
     TooLarge,
     Unauthenticated,
@@ -20,10 +24,17 @@ from voxgate.errors import (
 
 _ERRORS: tuple[tuple[type[VoxgateError], str], ...] = (
     (InvalidInput, "A field is missing or has a bad value, or the audio cannot be used; `param` names the field."),
-    (Unauthenticated, "The API key is missing, malformed, unknown or revoked."),
+    (Unauthenticated, "The API key is missing, malformed, unknown, revoked or expired."),
+    (
+        InsufficientQuota,
+        "Out of credit, or a monthly budget is spent; the message says what is left and what it takes.",
+    ),
+    (Forbidden, "The account is suspended, or the key has not the scope or may not use the model."),
     (ModelNotFound, "No such model, or none of its providers passes the request's filters."),
     (RequestTimeout, "The upload stalled for a minute."),
+    (IdempotencyConflict, "The Idempotency-Key is another request's, or this one's that is still running."),
     (TooLarge, "The audio is larger than 25 MB."),
+    (RateLimited, "A rate or concurrency limit; `Retry-After` and `retry-after-ms` say when to come back."),
     (ProviderUnavailable, "Every provider for the model failed."),
     (Overloaded, "The queue is full; `Retry-After` says when to come back."),
 )
@@ -134,6 +145,41 @@ _MODEL = {
 }
 
 
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
+    "description": "The same key with the same request returns the first answer for a day, and costs nothing.",
+}
+_LIMITS = {
+    f"x-ratelimit-{what}-{of}": {"schema": {"type": "string"}}
+    for of in ("requests", "audio-seconds")
+    for what in ("limit", "remaining", "reset")
+}
+_BILLED = _LIMITS | {
+    "x-voxgate-cost": {"schema": {"type": "string"}, "description": "Dollars that this request cost."},
+    "x-voxgate-balance": {"schema": {"type": "string"}, "description": "Dollars that are left."},
+    "x-voxgate-provider": {"schema": {"type": "string"}, "description": "Who served it."},
+}
+_MONEY = {
+    "type": "object",
+    "required": ["account", "currency", "balance", "held", "free"],
+    "properties": {
+        **{name: {"type": "string"} for name in ("account", "currency", "balance", "held", "free")},
+        **{f"{name}_microdollars": {"type": "integer"} for name in ("balance", "held", "free", "spent_this_month")},
+    },
+}
+_USED = {
+    "type": "object",
+    "required": ["object", "data", "total", "has_more", "next"],
+    "properties": {
+        "data": {"type": "array", "items": {"type": "object", "required": ["requests", "errors", "seconds", "cost"]}},
+        "has_more": {"type": "boolean"},
+        "next": {"type": ["string", "null"]},
+    },
+}
+
+
 def document(dialects: Sequence[Dialect]) -> dict[str, Any]:
     schemas: dict[str, Any] = {"Error": _ENVELOPE, "Segment": _SEGMENT, "Word": _WORD, "Model": _MODEL}
     paths: dict[str, Any] = {dialect.path: {"post": _operation(dialect, schemas)} for dialect in dialects}
@@ -143,7 +189,10 @@ def document(dialects: Sequence[Dialect]) -> dict[str, Any]:
         "paths": paths | _others(),
         "components": {
             "schemas": schemas,
-            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
         },
     }
 
@@ -170,13 +219,18 @@ def _operation(dialect: Dialect, schemas: dict[str, Any]) -> dict[str, Any]:
     }
     return {
         "operationId": dialect.name,
-        "security": [{"bearer": []}],
+        "security": [{"bearer": []}] + ([{dialect.key_header: []}] if dialect.key_header else []),
+        "parameters": [_IDEMPOTENCY_KEY],
         "requestBody": {
             "required": True,
             "content": {"multipart/form-data": {"schema": {"$ref": f"#/components/schemas/{dialect.form.__name__}"}}},
         },
-        "responses": {"200": success} | {str(kind.status): _error(text) for kind, text in _ERRORS},
+        "responses": {"200": success | {"headers": _BILLED}} | _errors(*(kind for kind, _ in _ERRORS)),
     }
+
+
+def _errors(*kinds: type[VoxgateError]) -> dict[str, Any]:
+    return {str(kind.status): _error(text) for kind, text in _ERRORS if kind in kinds}
 
 
 def _without_null(field: dict[str, Any]) -> dict[str, Any]:
@@ -195,25 +249,42 @@ def _others() -> dict[str, Any]:
     }
     model = {"$ref": "#/components/schemas/Model"}
     name = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    days = {"type": "string", "format": "date"}
+    query = {
+        "since": days,
+        "until": days,
+        "key": {"type": "string"},
+        "model": {"type": "string"},
+        "group_by": {"type": "string", "enum": ["day", "key", "model", "day,key", "day,model", "day,key,model"]},
+        "limit": {"type": "integer", "minimum": 1, "maximum": 1000},
+        "after": {"type": "string", "description": "The `next` of the page before."},
+    }
+    parameters = [{"name": field, "in": "query", "schema": schema} for field, schema in query.items()]
     return {
-        "/v1/models": {"get": _get("listModels", models)},
+        "/v1/models": {"get": _get("listModels", models, Unauthenticated, Forbidden, RateLimited)},
         "/v1/models/{id}": {
-            "get": _get("getModel", model) | {"parameters": [name]},
+            "get": _get("getModel", model, Unauthenticated, Forbidden, ModelNotFound, RateLimited)
+            | {"parameters": [name]},
+        },
+        "/v1/balance": {"get": _get("balance", _MONEY, Unauthenticated, Forbidden, RateLimited)},
+        "/v1/usage": {
+            "get": _get("usage", _USED, InvalidInput, Unauthenticated, Forbidden, RateLimited)
+            | {"parameters": parameters},
         },
         "/health": {"get": _get("health", {"type": "object", "required": ["status"]})},
         "/openapi.json": {"get": _get("describe", {"type": "object"})},
     }
 
 
-def _get(name: str, schema: dict[str, Any]) -> dict[str, Any]:
-    responses = {"200": {"description": "OK", "content": {"application/json": {"schema": schema}}}}
-    operation: dict[str, Any] = {"operationId": name, "responses": responses}
-    if name == "getModel":
-        responses["404"] = _error("No such model.")
-    if name in ("listModels", "getModel"):
-        responses["401"] = _error("The API key is missing, malformed, unknown or revoked.")
-        operation["security"] = [{"bearer": []}]
-    return operation
+def _get(name: str, schema: dict[str, Any], *errors: type[VoxgateError]) -> dict[str, Any]:
+    """An operation that reads; with errors it is one that needs a key."""
+    success = {"description": "OK", "content": {"application/json": {"schema": schema}}}
+    operation: dict[str, Any] = {
+        "operationId": name,
+        "responses": {"200": success | ({"headers": _LIMITS} if errors else {})},
+    }
+    operation["responses"] |= _errors(*errors)
+    return operation | ({"security": [{"bearer": []}]} if errors else {})
 
 
 def _error(description: str) -> dict[str, Any]:

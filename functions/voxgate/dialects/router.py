@@ -25,6 +25,7 @@ class RouterDialect:
     path = "/audio/transcriptions"
     audio_field = "file"
     nullable = True
+    key_header = ""
     form: type[FormModel] = RouterForm
 
     def parse(self, fields: tuple[Field, ...], files: tuple[str, ...]) -> TranscriptionRequest:

@@ -26,6 +26,7 @@ class StatsDialect:
     path = "/v1/stt/transcribe"
     audio_field = "audio"
     nullable = False
+    key_header = ""
     form: type[FormModel] = StatsForm
 
     def parse(self, fields: tuple[Field, ...], files: tuple[str, ...]) -> TranscriptionRequest:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import parse_qsl
 
 from voxgate.errors import ClientGone, RequestTimeout
 from voxgate.hosts.http import Application, Request, Response
@@ -71,6 +72,7 @@ class AsgiApp:
             path=scope["path"],
             headers=headers,
             body=body.chunks(),
+            query=dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)),
             content_length=int(length) if length.isascii() and length.isdecimal() else None,
         )
         response = await self._answer(request, body)

@@ -1,9 +1,10 @@
-"""The gateway's routes: all five contracts' HTTP paths, the models, health, and the description."""
+"""The gateway's routes: all five contracts' HTTP paths, what a key may read, health, and the description."""
 
 from __future__ import annotations
 
 from voxgate.errors import InvalidInput
-from voxgate.hosts.http import Application, Handler, Request, Response, health, json_response, models, transcription
+from voxgate.hosts import reading
+from voxgate.hosts.http import Application, Handler, Request, Response, health, json_response, transcription
 from voxgate.wiring import Gateway, all_dialects
 
 
@@ -11,7 +12,7 @@ def build_application(gateway: Gateway) -> Application:
     routes: dict[str, dict[str, Handler]] = {
         dialect.path: {"POST": transcription(gateway.transcriber, dialect)} for dialect in all_dialects()
     }
-    routes |= models(gateway.catalog, gateway.authenticate)
+    routes |= reading.routes(gateway)
     routes |= {"/health": {"GET": health}, "/openapi.json": {"GET": _openapi}, "/v1/stt/stream": {"GET": _live}}
     return Application(routes)
 

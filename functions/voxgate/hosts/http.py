@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from voxgate import __version__
-from voxgate.catalog import Catalog, Model
 from voxgate.dialects import Dialect
 from voxgate.errors import MethodNotAllowed, NotFound, VoxgateError
-from voxgate.transcribe import Authenticator, Incoming, Transcriber
+from voxgate.transcribe import Incoming, Transcriber
 
 logger = logging.getLogger("voxgate")
 
@@ -29,14 +28,17 @@ def request_id() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Header names are in lower case; `path` is decoded and without its query."""
+    """Header names are in lower case; `path` is decoded and without its query. Whatever becomes of the
+    request, its answer carries the headers in `told`."""
 
     method: str
     path: str
     headers: Mapping[str, str]
     body: AsyncIterator[bytes]
     content_length: int | None = None
+    query: Mapping[str, str] = field(default_factory=dict)
     id: str = field(default_factory=request_id)
+    told: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class Application:
             response = error_response(
                 VoxgateError(f"Something went wrong here; quote {request.id} when you report it.")
             )
-        response.headers["x-request-id"] = request.id
+        response.headers.update(request.told | {"x-request-id": request.id})
         logger.info(
             "%s %s %d %.0f ms %s",
             request.method,
@@ -106,43 +108,12 @@ def transcription(transcriber: Transcriber, dialect: Dialect) -> Handler:
     """The handler of one contract's path."""
 
     async def handle(request: Request) -> Response:
-        outcome = await transcriber(
-            dialect, Incoming(request.id, request.headers, request.body, request.content_length)
-        )
-        body = dialect.render(outcome)
-        headers = {"content-type": body.content_type, "x-voxgate-provider": outcome.provider}
-        if outcome.request.ignored:
-            headers["x-voxgate-ignored-params"] = _header(outcome.request.ignored)
-        return Response(200, headers, body.content)
+        incoming = Incoming(request.id, request.headers, request.body, request.content_length, request.told)
+        reply = await transcriber(dialect, incoming)
+        return Response(200, reply.headers, reply.content)
 
     return handle
 
 
-def models(catalog: Catalog, authenticate: Authenticator) -> dict[str, dict[str, Handler]]:
-    """`GET /v1/models` and `/v1/models/{id}`, in OpenAI's shape."""
-
-    async def list_models(request: Request) -> Response:
-        await authenticate(request.headers)
-        return json_response({"object": "list", "data": [_model(model) for model in catalog.models.values()]})
-
-    async def one_model(request: Request) -> Response:
-        await authenticate(request.headers)
-        name = request.path.removeprefix("/v1/models/")
-        return json_response(_model(catalog.find(name)) | {"id": name})
-
-    return {"/v1/models": {"GET": list_models}, "/v1/models/": {"GET": one_model}}
-
-
 async def health(request: Request) -> Response:
     return json_response({"status": "ok", "version": __version__})
-
-
-def _model(model: Model) -> dict[str, Any]:
-    # OpenAI's `created` is when the model was; a catalogue does not know, and clients want a number.
-    return {"id": model.id, "object": "model", "created": 0, "owned_by": model.deployments[0].provider.name}
-
-
-def _header(names: tuple[str, ...]) -> str:
-    """Field names as a header value: what a client may put into a form must not become a header."""
-    shown = ", ".join(dict.fromkeys(name[:64] for name in names[:32]))
-    return "".join(c if c.isascii() and c.isprintable() else "?" for c in shown)

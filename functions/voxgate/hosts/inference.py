@@ -6,19 +6,22 @@ It knows no customers: it is for a private network, and answers whoever reaches 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
+from voxgate.accounts import Scope
+from voxgate.accounts.credentials import ANYONE, Caller
 from voxgate.catalog import Catalog, Deployment, Model, ProviderEntry
 from voxgate.dialects.openai import InferenceDialect
 from voxgate.engines.pool import EnginePool
 from voxgate.errors import Overloaded, ProviderUnavailable
 from voxgate.hosts.asgi import AsgiApp
-from voxgate.hosts.http import Application, Request, Response, health, json_response, models, transcription
+from voxgate.hosts.http import Application, Request, Response, health, json_response, transcription
+from voxgate.hosts.reading import models
+from voxgate.metering import Unmetered
 from voxgate.multipart import Limits
 from voxgate.providers.embedded import EmbeddedProvider
 from voxgate.settings import Settings
-from voxgate.transcribe import Caller, Transcriber
+from voxgate.transcribe import Transcriber
 
 
 def build_inference(*, pool: EnginePool, model: str, settings: Settings, spool_dir: Path) -> AsgiApp:
@@ -30,7 +33,7 @@ def build_inference(*, pool: EnginePool, model: str, settings: Settings, spool_d
     transcriber = Transcriber(
         catalog=catalog,
         providers={"embedded": provider},
-        authenticate=_anyone,
+        gate=Unmetered(),
         spool_dir=spool_dir,
         limits=Limits(),
         max_audio_seconds=settings.max_audio_seconds,
@@ -65,5 +68,5 @@ def build_inference(*, pool: EnginePool, model: str, settings: Settings, spool_d
     return AsgiApp(application, start=start, stop=stop)
 
 
-async def _anyone(headers: Mapping[str, str]) -> Caller:
-    return Caller("", "")
+async def _anyone(request: Request, scope: Scope | None) -> Caller:
+    return ANYONE

@@ -63,7 +63,13 @@ def build_handler(application: Application, loop: asyncio.AbstractEventLoop) -> 
 
 
 async def _handle(application: Application, event: Event, seconds_left: float | None) -> Response:
-    request = Request(method=event["httpMethod"], path=event["path"], headers=_headers(event), body=_chunks(event))
+    request = Request(
+        method=event["httpMethod"],
+        path=event["path"],
+        headers=_headers(event),
+        body=_chunks(event),
+        query=event.get("queryStringParameters") or {},
+    )
     try:
         async with asyncio.timeout(seconds_left):
             return await application.handle(request)
@@ -71,7 +77,7 @@ async def _handle(application: Application, event: Event, seconds_left: float | 
         response = error_response(
             ProviderUnavailable("The transcription did not finish in the time this function has.")
         )
-        response.headers["x-request-id"] = request.id
+        response.headers.update(request.told | {"x-request-id": request.id})
         return response
 
 

@@ -1,0 +1,132 @@
+"""From a request's headers to who is calling, without asking the store each time."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from voxgate.accounts import Bounds, Credential, RateLimits, Scope, Status, Store, Ticket, keys
+from voxgate.accounts.rules import day
+from voxgate.errors import Forbidden, Unauthenticated
+
+_V = TypeVar("_V")
+_KNOWN = 4096
+_UNKNOWN = 1024
+_UNKNOWN_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is calling: ids that may be logged, and what holds for them."""
+
+    account_id: str
+    key_id: str
+    models: tuple[str, ...] | None
+    bounds: tuple[Bounds, ...]
+
+    def ticket(self, request_id: str) -> Ticket:
+        return Ticket(request_id, self.account_id, self.key_id, self.bounds)
+
+    def may_use(self, *names: str) -> bool:
+        """Whether a model of any of these names is allowed."""
+        return self.models is None or not set(names).isdisjoint(self.models)
+
+
+ANYONE = Caller("", "", None, ())
+
+
+class Authenticator:
+    """API keys against the store.
+
+    What the store said is remembered for its `lookup_seconds`, so a revocation takes effect within
+    them; keys that are not there are remembered in a place of their own, so that wrong keys do not
+    push out right ones. A mistyped key is told by its checksum and never looked up.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        account_limits: RateLimits,
+        key_limits: RateLimits,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._account_limits = account_limits
+        self._key_limits = key_limits
+        self._clock = clock
+        self._known: OrderedDict[bytes, tuple[float, Credential]] = OrderedDict()
+        self._unknown: OrderedDict[bytes, float] = OrderedDict()
+
+    async def __call__(self, headers: Mapping[str, str], scope: Scope | None = None, *, also: str = "") -> Caller:
+        """`also` names a header that may carry the bare key. Raises `Unauthenticated` or `Forbidden`."""
+        credential = await self._find(keys.digest(_presented(headers, also)))
+        now = self._clock()
+        # Unknown, revoked and expired are one answer: it must not tell a finder what a key once was.
+        if (
+            credential is None
+            or credential.key.revoked is not None
+            or (credential.key.expires is not None and credential.key.expires <= now)
+        ):
+            raise Unauthenticated("Incorrect API key provided, or one that was revoked or has expired.")
+        account, key = credential.account, credential.key
+        if account.status is not Status.ACTIVE:
+            raise Forbidden("This account is suspended; ask whoever runs this service.", code="account_suspended")
+        if scope is not None and key.scopes.isdisjoint({scope, Scope.ADMIN}):
+            raise Forbidden(f"This API key has not the scope '{scope}'.", code="permission_denied")
+        if key.last_used != (today := day(now)):
+            await self._store.mark_used(key, today)
+            self._remember(dataclasses.replace(credential, key=dataclasses.replace(key, last_used=today)))
+        return Caller(account.id, key.id, key.models, self._bounds(credential))
+
+    def _bounds(self, credential: Credential) -> tuple[Bounds, ...]:
+        account, key = credential.account, credential.key
+        bounds = Bounds(account.id, account.limits.over(self._account_limits), account.budget)
+        own = Bounds(key.id, key.limits.over(self._key_limits), key.budget)
+        limited = own.limits != RateLimits() or own.budget is not None
+        return (bounds, own) if limited else (bounds,)
+
+    async def _find(self, digest: bytes) -> Credential | None:
+        now = self._clock()
+        if (known := self._known.get(digest)) and now < known[0]:
+            return known[1]
+        if now < self._unknown.get(digest, 0.0):
+            return None
+        credential = await self._store.find_credential(digest)
+        if credential is None or not secrets.compare_digest(credential.digest, digest):
+            self._known.pop(digest, None)
+            self._unknown[digest] = now + _UNKNOWN_SECONDS
+            _bound(self._unknown, _UNKNOWN)
+            return None
+        self._remember(credential)
+        return credential
+
+    def _remember(self, credential: Credential) -> None:
+        self._known[credential.digest] = (self._clock() + self._store.lookup_seconds, credential)
+        self._known.move_to_end(credential.digest)
+        _bound(self._known, _KNOWN)
+
+
+def _presented(headers: Mapping[str, str], also: str) -> str:
+    """The key that was sent. What is said of it here, anyone who sees it can see."""
+    scheme, _, token = headers.get("authorization", "").strip().partition(" ")
+    token = token.strip()
+    if not scheme and also:
+        scheme, token = "bearer", headers.get(also, "").strip()
+    if not token:
+        raise Unauthenticated("You didn't provide an API key: send it as 'Authorization: Bearer KEY'.")
+    if scheme.lower() != "bearer":
+        raise Unauthenticated("The Authorization header must be 'Bearer KEY'.")
+    if not keys.well_formed(token):
+        raise Unauthenticated("That is no API key of this service: it may be cut off or mistyped.")
+    return token
+
+
+def _bound(cache: OrderedDict[bytes, _V], size: int) -> None:
+    while len(cache) > size:
+        cache.popitem(last=False)

@@ -1,0 +1,41 @@
+"""Amounts and usage as people and programs are shown them: by the command line and over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from voxgate.accounts import UsageRow
+from voxgate.accounts.rules import dollars
+
+
+def money(amounts: Mapping[str, int | None]) -> dict[str, Any]:
+    """Each amount as dollars in text, and exactly."""
+    shown = {name: None if amount is None else dollars(amount) for name, amount in amounts.items()}
+    return shown | {f"{name}_microdollars": amount for name, amount in amounts.items()}
+
+
+def grouped(rows: list[UsageRow], by: tuple[str, ...]) -> list[UsageRow]:
+    """Rows added up to one for each value of `by`; what is not in it is empty."""
+    sums: dict[tuple[str, str, str], UsageRow] = {}
+    for row in rows:
+        key = (
+            row.day if "day" in by else "",
+            row.key_id if "key" in by else "",
+            row.model if "model" in by else "",
+        )
+        last = sums.get(key) or UsageRow(*key, 0, 0, 0.0, 0)
+        sums[key] = UsageRow(
+            *key,
+            last.requests + row.requests,
+            last.errors + row.errors,
+            round(last.seconds + row.seconds, 1),
+            last.cost + row.cost,
+        )
+    return [sums[key] for key in sorted(sums)]
+
+
+def usage_json(row: UsageRow, by: tuple[str, ...]) -> dict[str, Any]:
+    names = {"day": row.day, "key": row.key_id, "model": row.model}
+    counts = {"requests": row.requests, "errors": row.errors, "seconds": row.seconds}
+    return {name: names[name] for name in by} | counts | money({"cost": row.cost})

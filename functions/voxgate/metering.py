@@ -1,0 +1,309 @@
+"""One request's way through the ledger: admitted, held, and then settled or released, once.
+
+What it costs must be right however it ends: answered, refused, failed, or cut off because the
+client hung up. So whatever gives back runs to its end even while the request is being cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, MutableMapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+from voxgate.accounts import Claim, Hold, Replay, Scope, Standing, Store, Ticket, UsageRecord, Window
+from voxgate.accounts.credentials import ANYONE, Authenticator, Caller
+from voxgate.accounts.rules import dollars
+from voxgate.errors import InsufficientQuota, InvalidInput, VoxgateError
+from voxgate.staging import Staging, result_key
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+_INLINE = 256 * 1024  # bytes of an answer in the store; DynamoDB's items end at 400 KB
+_MAX_ANSWER = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A finished answer of status 200."""
+
+    headers: dict[str, str]
+    content: bytes
+
+
+class Tab(Protocol):
+    """What one request has taken and not yet given back."""
+
+    caller: Caller
+    replayable: bool  # it came with an `Idempotency-Key`, so the hash of the request is needed
+
+    def note(self, **known: Any) -> None:
+        """What the usage record is to say: fields of `UsageRecord`."""
+
+    async def hold(self, amount: int, *, tenths: int, fingerprint: str) -> Reply | None:
+        """Set the credit aside; or the answer to the same request before, which costs nothing. Raises
+        `InsufficientQuota`, `RateLimited`, `IdempotencyConflict`."""
+
+    async def settle(self, cost: int, reply: Reply) -> Reply:
+        """Charge for the answer, before it goes out; the reply with what it cost."""
+
+
+class Gate(Protocol):
+    def request(
+        self,
+        request_id: str,
+        contract: str,
+        headers: Mapping[str, str],
+        key_header: str,
+        told: MutableMapping[str, str],
+    ) -> AbstractAsyncContextManager[Tab]:
+        """Let a request in, and see it out however it ends. `told` takes the headers that every answer
+        to it carries. Raises what the client is to see, before anything of the body is read."""
+
+
+class Meter:
+    """A `Gate` that knows its callers and bills them. `lease` is the seconds after which what a
+    request holds is anyone's to give back: longer than any request can take."""
+
+    def __init__(
+        self,
+        *,
+        authenticate: Authenticator,
+        store: Store,
+        staging: Staging,
+        lease: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.authenticate = authenticate
+        self.store = store
+        self.lease = lease
+        self._staging = staging
+        self._clock = clock
+
+    @contextlib.asynccontextmanager
+    async def request(
+        self,
+        request_id: str,
+        contract: str,
+        headers: Mapping[str, str],
+        key_header: str,
+        told: MutableMapping[str, str],
+    ) -> AsyncIterator[Tab]:
+        caller = await self.authenticate(headers, Scope.TRANSCRIBE, also=key_header)
+        record = UsageRecord(request_id, caller.account_id, caller.key_id, self._clock(), contract, 200, 0.0)
+        tab = _MeteredTab(self, caller, _claim_key(headers), record, told)
+        try:
+            await whole(tab.admit())
+            yield tab
+        except BaseException as error:
+            await whole(tab.abandon(error))
+            raise
+        await whole(tab.close())
+
+    async def reading(
+        self, request_id: str, headers: Mapping[str, str], scope: Scope | None, told: MutableMapping[str, str]
+    ) -> Caller:
+        """Let in a request that costs nothing but its place in the rate. Raises what the client is to see."""
+        caller = await self.authenticate(headers, scope)
+        standing = await self.store.admit(caller.ticket(request_id), lease=0.0, paid=False, slot=False)
+        told.update(_limits(standing))
+        return caller
+
+    async def pack(self, ticket: Ticket, reply: Reply) -> bytes:
+        """An answer as the store keeps it: itself, or where it is staged."""
+        answer = json.dumps(reply.headers).encode() + b"\n" + reply.content
+        if len(answer) <= _INLINE:
+            return b"=" + answer
+        key = result_key(ticket.account_id, ticket.request_id)
+        await self._staging.put(key, answer, content_type="application/octet-stream")
+        return b"@" + key.encode()
+
+    async def unpack(self, answer: bytes) -> Reply:
+        kind, rest = answer[:1], answer[1:]
+        if kind == b"@":
+            rest = await self._staging.get(rest.decode(), limit=_MAX_ANSWER)
+        headers, _, content = rest.partition(b"\n")
+        return Reply(json.loads(headers), content)
+
+
+class _MeteredTab:
+    def __init__(
+        self, meter: Meter, caller: Caller, claim_key: str | None, record: UsageRecord, told: MutableMapping[str, str]
+    ) -> None:
+        self.caller = caller
+        self.replayable = claim_key is not None
+        self._meter = meter
+        self._ticket = caller.ticket(record.request_id)
+        self._claim_key = claim_key
+        self._record = record
+        self._told = told
+        self._hold: Hold | None = None
+        self._open = False
+        self._begun = time.perf_counter()
+
+    def note(self, **known: Any) -> None:
+        self._record = replace(self._record, **known)
+
+    async def admit(self) -> None:
+        store, lease = self._meter.store, self._meter.lease
+        try:
+            standing = await store.admit(self._ticket, lease=lease)
+        except InsufficientQuota:
+            # An answer that was paid for can be had again with no credit left; nothing new can.
+            if self._claim_key is None or not await store.answered(self._ticket.account_id, self._claim_key):
+                raise
+            standing = await store.admit(self._ticket, lease=lease, paid=False)
+        self._open = True
+        self._told.update(_limits(standing))
+
+    async def hold(self, amount: int, *, tenths: int, fingerprint: str) -> Reply | None:
+        claim = None if self._claim_key is None else Claim(self._claim_key, fingerprint)
+        lease = self._meter.lease
+        held = await whole(self._take(amount, tenths, lease, claim))
+        if isinstance(held, Replay):
+            reply = await self._meter.unpack(held.answer)
+            balance = await self._meter.store.balance(self._ticket.account_id)
+            money = {"x-voxgate-cost": dollars(0), "x-voxgate-balance": dollars(balance.balance)}
+            return Reply(reply.headers | money | {"idempotency-replayed": "true"}, reply.content)
+        self._told.update(_limits(held.standing))
+        return None
+
+    async def settle(self, cost: int, reply: Reply) -> Reply:
+        return await whole(self._settle(cost, reply))
+
+    async def abandon(self, error: BaseException) -> None:
+        """Give everything back after a failure. What cannot be given back now, a sweep gives back."""
+        status = error.status if isinstance(error, VoxgateError) else 500
+        status = 499 if isinstance(error, asyncio.CancelledError | GeneratorExit) else status
+        self.note(status=status)
+        try:
+            await self.close()
+        except Exception:  # the failure that the client is to be told of is the first one
+            logger.exception("request %s is not closed in the ledger", self._ticket.request_id)
+
+    async def close(self) -> None:
+        if not self._open:
+            return
+        self._open = False
+        if self._hold is None:
+            await self._meter.store.leave(self._ticket, self._finished())
+        else:
+            await self._meter.store.release(self._hold, self._finished())
+
+    async def _take(self, amount: int, tenths: int, lease: float, claim: Claim | None) -> Hold | Replay:
+        held = await self._meter.store.hold(self._ticket, amount, tenths=tenths, lease=lease, claim=claim)
+        self._hold = held if isinstance(held, Hold) else None
+        return held
+
+    async def _settle(self, cost: int, reply: Reply) -> Reply:
+        hold = self._hold
+        assert hold is not None, "nothing is held"
+        self.note(cost=cost)
+        answer = await self._meter.pack(self._ticket, reply) if hold.claim else None
+        balance = await self._meter.store.settle(hold, cost, self._finished(), answer)
+        self._open = False
+        left = hold.standing.balance - cost if balance is None else balance.balance
+        return Reply(
+            reply.headers | {"x-voxgate-cost": dollars(cost), "x-voxgate-balance": dollars(left)}, reply.content
+        )
+
+    def _finished(self) -> UsageRecord:
+        return replace(self._record, latency=round(time.perf_counter() - self._begun, 4))
+
+
+class Unmetered:
+    """A `Gate` for a service that has no customers of its own: whoever reaches it may use it."""
+
+    @contextlib.asynccontextmanager
+    async def request(
+        self,
+        request_id: str,
+        contract: str,
+        headers: Mapping[str, str],
+        key_header: str,
+        told: MutableMapping[str, str],
+    ) -> AsyncIterator[Tab]:
+        yield _FreeTab()
+
+
+class _FreeTab:
+    caller = ANYONE
+    replayable = False
+
+    def note(self, **known: Any) -> None:
+        pass
+
+    async def hold(self, amount: int, *, tenths: int, fingerprint: str) -> Reply | None:
+        return None
+
+    async def settle(self, cost: int, reply: Reply) -> Reply:
+        return reply
+
+
+def fingerprint(account_id: str, path: str, fields: tuple[tuple[str, str], ...], audio: bytes) -> str:
+    """A hash of what makes two requests the same one; `audio` is the digest of the file's bytes."""
+    known = json.dumps([account_id, path, sorted(fields)]).encode()
+    return hashlib.sha256(known + audio).hexdigest()
+
+
+async def sweep_forever(store: Store, staging: Staging, *, every: float = 60.0) -> None:
+    """Give back, now and each `every` seconds, what died with its process."""
+    while True:
+        try:
+            swept = await store.sweep()
+            if swept.holds or swept.slots:
+                logger.info("swept %d holds and %d places of requests that are no more", swept.holds, swept.slots)
+            await staging.sweep()
+        except Exception:  # a sweep that fails is tried again
+            logger.exception("the sweep failed")
+        await asyncio.sleep(every)
+
+
+async def whole(work: Coroutine[Any, Any, _T]) -> _T:
+    """Wait for it to its end also when cancelled meanwhile, and be cancelled then."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        if not task.cancelled() and (error := task.exception()):
+            logger.warning("a cancelled request failed as well: %s", type(error).__name__)
+        raise
+
+
+def _claim_key(headers: Mapping[str, str]) -> str | None:
+    key = headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
+        raise InvalidInput("An Idempotency-Key is 1 to 255 printable ASCII characters.", param="Idempotency-Key")
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _limits(standing: Standing) -> dict[str, str]:
+    windows = {"requests": standing.requests, "audio-seconds": standing.audio_seconds}
+    headers: dict[str, str] = {}
+    for name, window in windows.items():
+        headers[f"x-ratelimit-limit-{name}"] = str(window.limit)
+        headers[f"x-ratelimit-remaining-{name}"] = str(window.remaining)
+        headers[f"x-ratelimit-reset-{name}"] = _reset(window)
+    return headers
+
+
+def _reset(window: Window) -> str:
+    """As OpenAI writes it: `12ms`, `1.5s`, `6m0s`."""
+    milliseconds = -int(-window.reset * 1000 // 1)
+    if 0 < milliseconds < 1000:
+        return f"{milliseconds}ms"
+    minutes, milliseconds = divmod(milliseconds, 60_000)
+    seconds = f"{milliseconds / 1000:g}s"
+    return f"{minutes}m{seconds}" if minutes else seconds
