@@ -17,9 +17,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-from voxgate.accounts import Claim, Hold, Replay, Scope, Standing, Store, Ticket, UsageRecord, Window
+from voxgate.accounts import Claim, Hold, Replay, Scope, Store, Ticket, UsageRecord
 from voxgate.accounts.credentials import ANYONE, Authenticator, Caller
-from voxgate.accounts.rules import dollars
+from voxgate.accounts.rules import dollars, limit_headers
 from voxgate.errors import InsufficientQuota, InvalidInput, VoxgateError
 from voxgate.staging import Staging, result_key
 
@@ -113,7 +113,7 @@ class Meter:
         """Let in a request that costs nothing but its place in the rate. Raises what the client is to see."""
         caller = await self.authenticate(headers, scope)
         standing = await self.store.admit(caller.ticket(request_id), lease=0.0, paid=False, slot=False)
-        told.update(_limits(standing))
+        told.update(limit_headers(standing))
         return caller
 
     async def pack(self, ticket: Ticket, reply: Reply) -> bytes:
@@ -161,7 +161,7 @@ class _MeteredTab:
                 raise
             standing = await store.admit(self._ticket, lease=lease, paid=False)
         self._open = True
-        self._told.update(_limits(standing))
+        self._told.update(limit_headers(standing))
 
     async def hold(self, amount: int, *, tenths: int, fingerprint: str) -> Reply | None:
         claim = None if self._claim_key is None else Claim(self._claim_key, fingerprint)
@@ -172,7 +172,7 @@ class _MeteredTab:
             balance = await self._meter.store.balance(self._ticket.account_id)
             money = {"x-voxgate-cost": dollars(0), "x-voxgate-balance": dollars(balance.balance)}
             return Reply(reply.headers | money | {"idempotency-replayed": "true"}, reply.content)
-        self._told.update(_limits(held.standing))
+        self._told.update(limit_headers(held.standing))
         return None
 
     async def settle(self, cost: int, reply: Reply) -> Reply:
@@ -287,23 +287,3 @@ def _claim_key(headers: Mapping[str, str]) -> str | None:
     if not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
         raise InvalidInput("An Idempotency-Key is 1 to 255 printable ASCII characters.", param="Idempotency-Key")
     return hashlib.sha256(key.encode()).hexdigest()
-
-
-def _limits(standing: Standing) -> dict[str, str]:
-    windows = {"requests": standing.requests, "audio-seconds": standing.audio_seconds}
-    headers: dict[str, str] = {}
-    for name, window in windows.items():
-        headers[f"x-ratelimit-limit-{name}"] = str(window.limit)
-        headers[f"x-ratelimit-remaining-{name}"] = str(window.remaining)
-        headers[f"x-ratelimit-reset-{name}"] = _reset(window)
-    return headers
-
-
-def _reset(window: Window) -> str:
-    """As OpenAI writes it: `12ms`, `1.5s`, `6m0s`."""
-    milliseconds = -int(-window.reset * 1000 // 1)
-    if 0 < milliseconds < 1000:
-        return f"{milliseconds}ms"
-    minutes, milliseconds = divmod(milliseconds, 60_000)
-    seconds = f"{milliseconds / 1000:g}s"
-    return f"{minutes}m{seconds}" if minutes else seconds

@@ -268,14 +268,16 @@ class Store(Protocol):
     async def keys(self, account_id: str) -> list[Key]:
         """Oldest first, revoked ones included."""
 
-    async def create_key(self, key: Key, digest: bytes) -> None: ...
+    async def create_key(self, key: Key, digest: bytes) -> None:
+        """Raises `ValueError` where there is a key of that id or digest."""
 
     async def find_key(self, key_id: str) -> Key: ...
 
     async def revoke_key(self, key_id: str) -> Key:
         """Revoking again changes nothing."""
 
-    async def mark_used(self, key: Key, day: str) -> None: ...
+    async def mark_used(self, key: Key, day: str) -> None:
+        """The latest day stays."""
 
     async def admit(self, ticket: Ticket, *, lease: float, paid: bool = True, slot: bool = True) -> Standing:
         """Take one request out of each rate, and a place among the concurrent ones for `lease`

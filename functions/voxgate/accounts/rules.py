@@ -6,12 +6,14 @@ the bucket is full again. It never holds more than a minute's worth.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from voxgate.accounts import Bounds, Claim, Standing, Window
-from voxgate.errors import IdempotencyConflict, InsufficientQuota, RateLimited
+from voxgate.errors import IdempotencyConflict, InsufficientQuota, RateLimited, VoxgateError
 
 _MINUTE = 60_000_000
 _UNLIMITED = 10**9  # what headers say where nothing limits
@@ -82,8 +84,13 @@ class State:
 
 def check_admission(state: State, now: int, *, paid: bool, slot: bool) -> None:
     """Raises `InsufficientQuota` or `RateLimited`. `now` is in microseconds, as below."""
-    if paid:
-        check_money(state, 1, now)
+    with _telling(state, now):
+        if paid:
+            _check_money(state, 1, now)
+        _check_requests(state, now, slot=slot)
+
+
+def _check_requests(state: State, now: int, *, slot: bool) -> None:
     for tally in state.tallies:
         if (bucket := tally.request_bucket) and (wait := bucket.wait(tally.requests, 1, now)):
             raise RateLimited(f"The limit of {bucket.units} requests a minute is reached{_of(tally)}.", wait=wait)
@@ -94,15 +101,25 @@ def check_admission(state: State, now: int, *, paid: bool, slot: bool) -> None:
 
 def check_hold(state: State, amount: int, tenths: int, now: int) -> None:
     """Raises `InsufficientQuota` or `RateLimited`."""
-    check_money(state, amount, now)
-    for tally in state.tallies:
-        if (bucket := tally.audio_bucket) and (wait := bucket.wait(tally.audio, tenths, now)):
-            raise RateLimited(
-                f"The limit of {bucket.units // 10} seconds of audio a minute is reached{_of(tally)}.", wait=wait
-            )
+    with _telling(state, now):
+        _check_money(state, amount, now)
+        for tally in state.tallies:
+            if (bucket := tally.audio_bucket) and (wait := bucket.wait(tally.audio, tenths, now)):
+                most = bucket.units // 10
+                raise RateLimited(f"The limit of {most} seconds of audio a minute is reached{_of(tally)}.", wait=wait)
 
 
-def check_money(state: State, amount: int, now: int) -> None:
+@contextlib.contextmanager
+def _telling(state: State, now: int) -> Iterator[None]:
+    """A refusal says where its caller stands, like any other answer."""
+    try:
+        yield
+    except VoxgateError as error:
+        error.headers |= limit_headers(standing(state, now))
+        raise
+
+
+def _check_money(state: State, amount: int, now: int) -> None:
     """Raises `InsufficientQuota`: with what is left and what it takes, or with the day on which a
     spent budget renews. Any request needs free credit, one that costs nothing too."""
     for tally in state.tallies:
@@ -139,6 +156,31 @@ def check_claim(claim: Claim, fingerprint: str, *, answered: bool) -> None:
         raise IdempotencyConflict(
             "A request with this Idempotency-Key is still running; ask again for its answer.", retry_after=1
         )
+
+
+def limit_headers(standing: Standing) -> dict[str, str]:
+    """OpenAI's `x-ratelimit-*`, which every answer to a known caller carries."""
+    windows = {"requests": standing.requests, "audio-seconds": standing.audio_seconds}
+    headers: dict[str, str] = {}
+    for name, window in windows.items():
+        headers[f"x-ratelimit-limit-{name}"] = str(window.limit)
+        headers[f"x-ratelimit-remaining-{name}"] = str(window.remaining)
+        headers[f"x-ratelimit-reset-{name}"] = _reset(window)
+    return headers
+
+
+def _reset(window: Window) -> str:
+    """As OpenAI writes it: `12ms`, `1.5s`, `6m0s`."""
+    milliseconds = -int(-window.reset * 1000 // 1)
+    if 0 < milliseconds < 1000:
+        return f"{milliseconds}ms"
+    minutes, milliseconds = divmod(milliseconds, 60_000)
+    seconds = f"{milliseconds / 1000:g}s"
+    return f"{minutes}m{seconds}" if minutes else seconds
+
+
+def overdrawn(free: int, amount: int) -> ValueError:
+    return ValueError(f"Only ${dollars(free)} is free: ${dollars(-amount)} cannot be taken off.")
 
 
 def dollars(amount: int) -> str:

@@ -48,6 +48,7 @@ from voxgate.accounts.rules import (
     check_hold,
     microseconds,
     month,
+    overdrawn,
     standing,
 )
 from voxgate.accounts.sqlite_file import Instance, open_file
@@ -126,7 +127,9 @@ class SqliteStore:
         try:
             await self._run(lambda db: db.execute(f"INSERT INTO key ({_KEY}, digest) VALUES ({_marks(14)})", values))
         except sqlite3.IntegrityError as error:
-            raise KeyError(f"There is no account '{key.account_id}'.") from error
+            if error.sqlite_errorname == "SQLITE_CONSTRAINT_FOREIGNKEY":
+                raise KeyError(f"There is no account '{key.account_id}'.") from error
+            raise ValueError(f"There is a key '{key.id}' already, or one with the same hash.") from error
 
     async def find_key(self, key_id: str) -> Key:
         return _key(await self._one(f"no key '{key_id}'", f"SELECT {_KEY} FROM key WHERE id = ?", key_id))
@@ -136,7 +139,8 @@ class SqliteStore:
         return _key(await self._one(f"no key '{key_id}'", query, int(self._clock()), key_id))
 
     async def mark_used(self, key: Key, day: str) -> None:
-        await self._all("UPDATE key SET last_used = ? WHERE id = ?", day, key.id)
+        query = "UPDATE key SET last_used = max(?, coalesce(last_used, '')) WHERE id = ? RETURNING id"
+        await self._one(f"no key '{key.id}'", query, day, key.id)
 
     async def admit(self, ticket: Ticket, *, lease: float, paid: bool = True, slot: bool = True) -> Standing:
         def work(db: sqlite3.Connection) -> Standing:
@@ -200,7 +204,11 @@ class SqliteStore:
             _enter(db, Entry(account_id, EntryKind.CHARGE, -cost, now, hold.id))
             if answer is not None:
                 until = microseconds(now + ANSWER_SECONDS)
-                db.execute("UPDATE claim SET answer = ?, expires = ? WHERE hold_id = ?", (answer, until, hold.id))
+                laid = db.execute(
+                    "UPDATE claim SET answer = ?, expires = ? WHERE hold_id = ?", (answer, until, hold.id)
+                )
+                if hold.claim and not laid.rowcount:  # its time was over, and another request has it now
+                    raise HoldEnded(f"The hold {hold.id} has lost its Idempotency-Key.")
             _leave(db, hold.id, record)
             return _balance(db, account_id, now)
 
@@ -224,7 +232,7 @@ class SqliteStore:
             if db.execute(query, (entry.account_id, entry.kind, entry.reference)).fetchone():
                 return before
             if before.free + entry.amount < 0:
-                raise ValueError(f"Only {before.free} micro-dollars are free, which {entry.amount} would overdraw.")
+                raise overdrawn(before.free, entry.amount)
             _enter(db, entry)
             return _balance(db, entry.account_id, self._clock())
 

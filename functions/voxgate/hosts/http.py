@@ -11,7 +11,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from voxgate import __version__
@@ -70,7 +70,7 @@ class Application:
             response = error_response(
                 VoxgateError(f"Something went wrong here; quote {request.id} when you report it.")
             )
-        response.headers.update(request.told | {"x-request-id": request.id})
+        response = replace(response, headers=request.told | response.headers | {"x-request-id": request.id})
         logger.info(
             "%s %s %d %.0f ms %s",
             request.method,
