@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import busy, durations, imports, memory, multipart, recognition
+from . import busy, durations, imports, memory, metering, multipart, recognition
 from .report import Report, machine
 
 BENCHES: dict[str, Callable[[], Report]] = {
@@ -18,6 +18,7 @@ BENCHES: dict[str, Callable[[], Report]] = {
     "memory": memory.run,
     "imports": imports.run,
     "busy": busy.run,
+    "metering": metering.run,
     "recognition": recognition.run,
 }
 
