@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -91,22 +92,38 @@ def check_admission(state: State, now: int, *, paid: bool, slot: bool) -> None:
 
 
 def _check_requests(state: State, now: int, *, slot: bool) -> None:
+    waits: list[tuple[float, str]] = []
     for tally in state.tallies:
-        if (bucket := tally.request_bucket) and (wait := bucket.wait(tally.requests, 1, now)):
-            raise RateLimited(f"The limit of {bucket.units} requests a minute is reached{_of(tally)}.", wait=wait)
+        if bucket := tally.request_bucket:
+            said = f"The limit of {bucket.units} requests a minute is reached{_of(tally)}."
+            waits.append((bucket.wait(tally.requests, 1, now), said))
         most = tally.bounds.limits.concurrent_requests
         if slot and most is not None and tally.running >= most:
-            raise RateLimited(f"{most} requests run already, as many as may at once{_of(tally)}.", wait=1.0)
+            waits.append((1.0, f"{most} requests run already, as many as may at once{_of(tally)}."))
+    _refuse(waits)
+
+
+def _refuse(waits: list[tuple[float, str]]) -> None:
+    """For the longest of several waits, so that whoever waits for it gets in."""
+    wait, said = max(waits, default=(0.0, ""))
+    if wait:
+        raise RateLimited(said, wait=wait)
 
 
 def check_hold(state: State, amount: int, tenths: int, now: int) -> None:
     """Raises `InsufficientQuota` or `RateLimited`."""
     with _telling(state, now):
         _check_money(state, amount, now)
-        for tally in state.tallies:
-            if (bucket := tally.audio_bucket) and (wait := bucket.wait(tally.audio, tenths, now)):
-                most = bucket.units // 10
-                raise RateLimited(f"The limit of {most} seconds of audio a minute is reached{_of(tally)}.", wait=wait)
+        _refuse(
+            [
+                (
+                    bucket.wait(tally.audio, tenths, now),
+                    f"The limit of {bucket.units // 10} seconds of audio a minute is reached{_of(tally)}.",
+                )
+                for tally in state.tallies
+                if (bucket := tally.audio_bucket)
+            ]
+        )
 
 
 @contextlib.contextmanager
@@ -196,11 +213,11 @@ def microseconds(seconds: float) -> int:
 
 
 def day(seconds: float) -> str:
-    return dt.datetime.fromtimestamp(seconds, dt.UTC).date().isoformat()
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))
 
 
 def month(now: int) -> str:
-    return day(now / 1e6)[:7]
+    return time.strftime("%Y-%m", time.gmtime(now // 1_000_000))
 
 
 def renewal(now: int) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
+import json
 import secrets
 import sqlite3
 import time
@@ -72,21 +74,16 @@ class SqliteStore:
         self._connection = self._thread.submit(open_file, path).result()
 
     async def find_credential(self, digest: bytes) -> Credential | None:
-        def work(db: sqlite3.Connection) -> Credential | None:
-            row = db.execute(f"SELECT {_KEY}, digest FROM key WHERE digest = ?", (digest,)).fetchone()
-            if row is None:
-                return None
-            key = _key(row)
-            account = db.execute(f"SELECT {_ACCOUNT} FROM account WHERE id = ?", (key.account_id,)).fetchone()
-            return Credential(_account(account), key, row[-1])
-
-        return await self._run(work, begin="BEGIN")
+        query = f"SELECT digest, {_of('key', _KEY)}, {_of('account', _ACCOUNT)} "
+        query += "FROM key JOIN account ON account.id = account_id WHERE digest = ?"
+        rows = await self._all(query, digest)
+        return Credential(_account(rows[0][14:]), _key(rows[0][1:14]), rows[0][0]) if rows else None
 
     async def create_account(self, name: str, *, limits: RateLimits = NO_LIMITS, budget: int | None = None) -> Account:
         account = Account(
             id=f"acct_{secrets.token_hex(8)}", name=name, created=int(self._clock()), limits=limits, budget=budget
         )
-        values = (account.id, name, account.created, account.status, budget, *dataclasses.astuple(limits))
+        values = (account.id, name, account.created, account.status, budget, *_values(limits))
         try:
             await self._run(lambda db: db.execute(f"INSERT INTO account ({_ACCOUNT}) VALUES ({_marks(8)})", values))
         except sqlite3.IntegrityError as error:
@@ -111,7 +108,7 @@ class SqliteStore:
         await self._one(
             f"no account '{account.id}'",
             f"UPDATE account SET ({columns}) = ({_marks(5)}) WHERE id = ? RETURNING id",
-            *(account.status, account.budget, *dataclasses.astuple(account.limits), account.id),
+            *(account.status, account.budget, *_values(account.limits), account.id),
         )
 
     async def keys(self, account_id: str) -> list[Key]:
@@ -119,10 +116,10 @@ class SqliteStore:
         return [_key(row) for row in await self._all(query, account_id)]
 
     async def create_key(self, key: Key, digest: bytes) -> None:
-        models = None if key.models is None else " ".join(key.models)
+        models = None if key.models is None else json.dumps(key.models)
         values = (
             *(key.id, key.account_id, key.created, key.name, " ".join(sorted(key.scopes)), models, key.expires),
-            *(key.budget, key.last_used, key.revoked or 0, *dataclasses.astuple(key.limits), digest),
+            *(key.budget, key.last_used, key.revoked or 0, *_values(key.limits), digest),
         )
         try:
             await self._run(lambda db: db.execute(f"INSERT INTO key ({_KEY}, digest) VALUES ({_marks(14)})", values))
@@ -196,11 +193,11 @@ class SqliteStore:
 
         def work(db: sqlite3.Connection) -> Balance:
             account_id, now = hold.ticket.account_id, self._clock()
-            if _end(db, hold.id, cost) is None:
-                query = "SELECT 1 FROM entry WHERE account_id = ? AND kind = ? AND reference = ?"
-                if db.execute(query, (account_id, EntryKind.CHARGE, hold.id)).fetchone() is None:
-                    raise HoldEnded(f"The hold {hold.id} has ended.")
+            if _entered(db, account_id, EntryKind.CHARGE, hold.id):
+                _end(db, hold.id, 0)  # a hold of that request that came late, sent twice
                 return _balance(db, account_id, now)
+            if _end(db, hold.id, cost) is None:
+                raise HoldEnded(f"The hold {hold.id} has ended.")
             _enter(db, Entry(account_id, EntryKind.CHARGE, -cost, now, hold.id))
             if answer is not None:
                 until = microseconds(now + ANSWER_SECONDS)
@@ -228,8 +225,7 @@ class SqliteStore:
     async def post(self, entry: Entry) -> Balance:
         def work(db: sqlite3.Connection) -> Balance:
             before = _balance(db, entry.account_id, self._clock())
-            query = "SELECT 1 FROM entry WHERE account_id = ? AND kind = ? AND reference = ?"
-            if db.execute(query, (entry.account_id, entry.kind, entry.reference)).fetchone():
+            if _entered(db, entry.account_id, entry.kind, entry.reference):
                 return before
             if before.free + entry.amount < 0:
                 raise overdrawn(before.free, entry.amount)
@@ -242,7 +238,8 @@ class SqliteStore:
         return await self._run(lambda db: _balance(db, account_id, self._clock()), begin="BEGIN")
 
     async def entries(self, account_id: str) -> list[Entry]:
-        query = "SELECT account_id, kind, amount, time, reference, note FROM entry WHERE account_id = ? ORDER BY time"
+        query = "SELECT account_id, kind, amount, time, reference, note FROM entry WHERE account_id = ? "
+        query += "ORDER BY time, rowid"
         return [Entry(row[0], EntryKind(row[1]), *row[2:]) for row in await self._all(query, account_id)]
 
     async def usage(self, account_id: str, since: str, until: str) -> list[UsageRow]:
@@ -282,7 +279,9 @@ class SqliteStore:
         self._instance.close()
 
     async def _all(self, sql: str, *values: object) -> list[Any]:
-        return await self._run(lambda db: db.execute(sql, values).fetchall(), begin="BEGIN")
+        """One statement, which is a transaction by itself."""
+        work = functools.partial(self._connection.execute, sql, values)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: work().fetchall())
 
     async def _one(self, missing: str, sql: str, *values: object) -> Any:
         rows = await self._all(sql, *values)
@@ -356,15 +355,20 @@ def _spend(db: sqlite3.Connection, scopes: tuple[str, ...], spent_in: str, amoun
     db.executemany(query, [(scope, spent_in, amount) for scope in scopes])
 
 
+def _entered(db: sqlite3.Connection, account_id: str, kind: EntryKind, reference: str) -> bool:
+    query = "SELECT 1 FROM entry WHERE account_id = ? AND kind = ? AND reference = ?"
+    return db.execute(query, (account_id, kind, reference)).fetchone() is not None
+
+
 def _enter(db: sqlite3.Connection, entry: Entry) -> None:
-    db.execute("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?)", dataclasses.astuple(entry))
+    db.execute("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?)", _values(entry))
     db.execute("UPDATE account SET balance = balance + ? WHERE id = ?", (entry.amount, entry.account_id))
 
 
 def _leave(db: sqlite3.Connection, request_id: str, record: UsageRecord | None) -> None:
     db.execute("DELETE FROM slot WHERE request_id = ?", (request_id,))
     if record is not None:
-        values = dataclasses.astuple(record)
+        values = _values(record)
         db.execute(
             f"INSERT INTO usage ({', '.join(field.name for field in dataclasses.fields(record))}) "
             f"VALUES ({_marks(len(values))}) ON CONFLICT DO NOTHING",
@@ -401,20 +405,29 @@ def _account(row: tuple[Any, ...]) -> Account:
 
 
 def _key(row: tuple[Any, ...]) -> Key:
-    key_id, account_id, created, name, scopes, models, expires, budget, last_used, revoked, *limits = row[:13]
+    key_id, account_id, created, name, scopes, models, expires, budget, last_used, revoked, *limits = row
     return Key(
         id=key_id,
         account_id=account_id,
         created=created,
         name=name,
         scopes=frozenset(map(Scope, scopes.split())),
-        models=None if models is None else tuple(models.split(" ")),
+        models=None if models is None else tuple(json.loads(models)),
         expires=expires,
         budget=budget,
         last_used=last_used,
         revoked=revoked or None,
         limits=RateLimits(*limits),
     )
+
+
+def _of(table: str, columns: str) -> str:
+    return ", ".join(f"{table}.{column}" for column in columns.split(", "))
+
+
+def _values(record: Entry | UsageRecord | RateLimits) -> tuple[Any, ...]:
+    """`dataclasses.astuple` copies deeply, which these need not."""
+    return tuple(getattr(record, field.name) for field in dataclasses.fields(record))
 
 
 def _marks(count: int) -> str:
