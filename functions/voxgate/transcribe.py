@@ -16,7 +16,7 @@ from pathlib import Path
 
 from voxgate.accounts.credentials import Caller
 from voxgate.audio import UnusableAudio
-from voxgate.catalog import Catalog, Deployment, Model
+from voxgate.catalog import Catalog, Deployment, Model, started_tenths
 from voxgate.dialects import Dialect
 from voxgate.errors import (
     FailureClass,
@@ -95,9 +95,8 @@ class Transcriber:
             raise Forbidden(message, code="model_not_allowed", param="model")
         deployments = choose(model, request, await self._capabilities(model))
         call, same = await self._measure(dialect, form, request, upload, tab.caller if tab.replayable else None)
-        dearest = max(deployments, key=lambda deployment: deployment.cost(call.duration))
-        amount, tenths = dearest.cost(call.duration), dearest.billable(call.duration)
-        replayed = await tab.hold(amount, tenths=tenths, fingerprint=same)
+        most = max(deployment.cost(call.duration) for deployment in deployments)
+        replayed = await tab.hold(most, tenths=started_tenths(call.duration), fingerprint=same)
         if replayed is not None:
             return replayed
         deployment, transcript, latency = await self._attempt(dialect, tab, call, deployments)

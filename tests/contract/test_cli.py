@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
 import re
+import sqlite3
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -40,7 +43,21 @@ def client(server: Server) -> dict[str, str]:
         ["invoke"],
         ["accounts"],
         ["accounts", "create"],
+        ["accounts", "list"],
+        ["accounts", "show"],
+        ["accounts", "change"],
+        ["accounts", "suspend"],
+        ["accounts", "resume"],
+        ["accounts", "credit"],
+        ["accounts", "refund"],
+        ["accounts", "adjust"],
+        ["keys", "create"],
+        ["keys", "list"],
         ["keys", "revoke"],
+        ["keys", "rotate"],
+        ["usage"],
+        ["sweep"],
+        ["audit"],
     ],
     ids=" ".join,
 )
@@ -123,7 +140,7 @@ def test_a_mistake_is_one_line_on_stderr_and_a_failing_status(
 def test_a_wrong_key_says_so(server: Server) -> None:
     done = voxgate("transcribe", SPEECH, VOXGATE_BASE_URL=server.url, VOXGATE_API_KEY="vg_wrong")
     assert done.returncode == 1
-    assert "Incorrect API key provided. (401 unauthenticated)" in done.stderr
+    assert "That is no API key of this service: it may be cut off or mistyped. (401 unauthenticated)" in done.stderr
 
 
 def test_accounts_and_keys_from_opening_to_revoking(server: Server) -> None:
@@ -138,9 +155,123 @@ def test_accounts_and_keys_from_opening_to_revoking(server: Server) -> None:
     assert [k["id"] for k in json.loads(shown)["keys"]] == [key["id"]]
     assert key["key"] not in shown
     assert voxgate("keys", "revoke", key["id"], *directory).returncode == 0
-    assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == 401
+    deadline = time.monotonic() + 60  # until when a server may rely on what it has read
+    while httpx.get(f"{server.url}/v1/models", headers=headers).status_code != 401:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     assert voxgate("keys", "revoke", "key_missing", *directory).returncode == 1
     assert voxgate("keys", "create", "nobody", *directory).returncode == 1
+
+
+def at_a_terminal(answer: str, *arguments: str | Path) -> tuple[int, str]:
+    """The command's exit status and what it printed, with somebody at its terminal who types `answer`."""
+    mine, its = pty.openpty()
+    command = [sys.executable, "-m", "voxgate", *map(str, arguments)]
+    os.write(mine, f"{answer}\n".encode())
+    done = subprocess.run(command, stdin=its, capture_output=True, text=True, timeout=60, check=False)
+    os.close(its)
+    os.close(mine)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("action", ["revoke", "rotate"])
+def test_what_cannot_be_undone_is_asked_before_and_done_after_a_yes(tmp_path: Path, action: str) -> None:
+    directory = ["--data-dir", str(tmp_path)]
+    voxgate("accounts", "create", "acme", *directory)
+    key = json.loads(voxgate("keys", "create", "acme", "--name", "mobile", "--json", *directory).stdout)["id"]
+
+    def revoked() -> list[bool]:
+        listed = json.loads(voxgate("keys", "list", "acme", "--json", *directory).stdout)
+        return [shown["revoked"] is not None for shown in listed if shown["id"] == key]
+
+    for answer in ("", "n", "what?"):
+        status, said = at_a_terminal(answer, "keys", action, key, *directory)
+        assert (status, revoked()) == (1, [False])
+        assert key in said
+        assert "Nothing was changed." in said
+    status, said = at_a_terminal("y", "keys", action, key, *directory)
+    assert (status, revoked()) == (0, [True])
+    assert f"Revoked {key}" in said
+
+
+def test_each_command_says_what_it_did(tmp_path: Path) -> None:
+    directory = ["--data-dir", str(tmp_path)]
+
+    def said(*arguments: str) -> str:
+        done = voxgate(*arguments, *directory)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.strip()
+
+    assert re.fullmatch(
+        r"Opened the account 'acme' \(acct_[0-9a-f]{16}\) with \$2\.50\.",
+        said("accounts", "create", "acme", "--credit", "2.50"),
+    )
+    assert "2.500001" in said("accounts", "credit", "acme", "0.000001")
+    assert "3.000001" in said("accounts", "refund", "acme", "0.50", "--note", "twice")
+    assert "2.00" in said("accounts", "adjust", "acme", "-1.000001")
+    assert "acme" in said("accounts", "suspend", "acme")
+    assert "suspended" in said("accounts", "show", "acme")
+    assert "acme" in said("accounts", "resume", "acme")
+    assert "active" in said("accounts", "list")
+    assert "budget: 5.00" in said("accounts", "change", "acme", "--budget", "5") + said("accounts", "show", "acme")
+    assert "0 holds" in said("sweep")
+    assert said("audit") == "All 1 balances are the sums of their entries."
+
+
+@pytest.fixture(scope="module")
+def acme(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("acme")
+    assert voxgate("accounts", "create", "acme", "--credit", "1", "--data-dir", directory).returncode == 0
+    return directory
+
+
+def everything(directory: Path) -> list[list[tuple[object, ...]]]:
+    with contextlib.closing(sqlite3.connect(directory / "voxgate.sqlite")) as db:
+        return [db.execute(f"SELECT * FROM {table}").fetchall() for table in ("account", "key", "entry")]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["accounts", "credit", "acme", "1e400"],
+        ["accounts", "credit", "acme", "0.0000001"],
+        ["accounts", "credit", "acme", "nan"],
+        ["accounts", "credit", "acme", "-1"],
+        ["accounts", "credit", "nobody", "1"],
+        ["accounts", "refund", "acme", "-1"],
+        ["accounts", "create", " "],
+        ["accounts", "create", "other", "--credit", "-1"],
+        ["accounts", "create", "other", "--requests-per-minute", "0"],
+        ["accounts", "change", "acme", "--budget", "-1"],
+        ["keys", "create", "acme", "--expires", "2026-02-30"],
+        ["keys", "create", "acme", "--scope", "everything"],
+        ["keys", "rotate", "key_missing"],
+        ["usage", "nobody"],
+    ],
+    ids=" ".join,
+)
+def test_what_makes_no_sense_changes_nothing(acme: Path, arguments: list[str]) -> None:
+    before = everything(acme)
+    done = voxgate(*arguments, "--data-dir", acme)
+    assert done.returncode in (1, 2)
+    assert done.stderr
+    assert "Traceback" not in done.stderr
+    assert everything(acme) == before
+
+
+def test_the_audit_finds_a_balance_that_is_not_the_sum_of_its_entries(tmp_path: Path) -> None:
+    directory = ["--data-dir", str(tmp_path)]
+    for name in ("honest", "cooked"):
+        voxgate("accounts", "create", name, "--credit", "1", *directory)
+    with contextlib.closing(sqlite3.connect(tmp_path / "voxgate.sqlite", isolation_level=None)) as db:
+        db.execute("UPDATE account SET balance = balance + 1 WHERE name = 'cooked'")
+    done = voxgate("audit", *directory)
+    assert done.returncode == 1
+    assert "'cooked'" in done.stdout
+    assert "$1.000001 and its entries $1.00" in done.stdout
+    assert "honest" not in done.stdout
+    found = json.loads(voxgate("audit", "--json", *directory).stdout)
+    assert (found["accounts"], [d["name"] for d in found["differences"]]) == (2, ["cooked"])
 
 
 def test_a_key_file_that_outlived_its_database_works_again(tmp_path: Path) -> None:

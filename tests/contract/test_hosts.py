@@ -16,10 +16,10 @@ import httpx
 import pytest
 
 from conftest import DATA, ROOT, Server
+from customers import Office
 from fakes.api_gateway import ApiGateway, Context
 from make_events import events
-from voxgate.accounts import keys
-from voxgate.accounts.sqlite import SqliteAccounts
+from voxgate.accounts.sqlite import SqliteStore
 from voxgate.hosts.gateway import build_application
 from voxgate.hosts.lambda_rest import Handler, build_handler
 from voxgate.settings import Settings
@@ -38,11 +38,9 @@ def function(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Handler
     """The Lambda function's handler and a key that it accepts."""
     directory = tmp_path_factory.mktemp("lambda")
     loop = asyncio.new_event_loop()
-    accounts = SqliteAccounts(directory / "voxgate.sqlite")
-    account = loop.run_until_complete(accounts.create_account("customer"))
-    key = keys.generate()
-    loop.run_until_complete(accounts.create_key(account.id, keys.digest(key)))
-    gateway = build_gateway(Settings(engine_workers=1, spool_dir=directory / "spool"), accounts)
+    key = Office(directory).open().key
+    settings = Settings(engine_workers=1, data_dir=directory, spool_dir=directory / "spool")
+    gateway = build_gateway(settings, SqliteStore(directory / "voxgate.sqlite"))
     yield build_handler(build_application(gateway), loop), key
     loop.run_until_complete(gateway.close())
     loop.close()

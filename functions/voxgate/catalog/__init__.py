@@ -40,8 +40,8 @@ class Deployment:
     quantized: bool = False
 
     def billable(self, duration: float) -> int:
-        """Started tenths of a second. What a float adds in its last digits is not billed."""
-        return max(math.ceil(round(duration * 10, 4)), self.minimum)
+        """Tenths of a second."""
+        return max(started_tenths(duration), self.minimum)
 
     def cost(self, duration: float) -> int:
         """Micro-dollars, rounded up to a whole one."""
@@ -54,6 +54,11 @@ class Model:
     deployments: tuple[Deployment, ...]
     aliases: tuple[str, ...] = ()
     language_style: LanguageStyle = "name"
+
+
+def started_tenths(duration: float) -> int:
+    """Of seconds. What a float adds in its last digits is not counted."""
+    return math.ceil(round(duration * 10, 4))
 
 
 class Catalog:
