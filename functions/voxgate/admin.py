@@ -45,7 +45,7 @@ def add_commands(commands: Any) -> None:
     accounts = commands.add_parser("accounts", help="open accounts, show them, and move their credit")
     actions = accounts.add_subparsers(metavar="ACTION", required=True)
     create = _command(actions, "create", "open an account", _create_account, "NAME")
-    create.add_argument("--credit", type=_amount, default=0, metavar="DOLLARS", help="to begin with (default: 0)")
+    create.add_argument("--credit", type=_credit_of, default=0, metavar="DOLLARS", help="to begin with (default: 0)")
     _add_limits(create)
     _command(actions, "list", "list all accounts", _list_accounts)
     _command(actions, "show", "show an account and its keys", _show_account, "ACCOUNT")
@@ -137,7 +137,7 @@ def _command(actions: Any, name: str, what: str, action: Action, *places: str) -
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     for option in ("--requests-per-minute", "--audio-seconds-per-minute", "--concurrent-requests"):
         parser.add_argument(option, type=_positive, metavar="N")
-    parser.add_argument("--budget", type=_amount, metavar="DOLLARS", help="the most that may be spent in a month")
+    parser.add_argument("--budget", type=_credit_of, metavar="DOLLARS", help="the most that may be spent in a month")
 
 
 async def _run(action: Action, arguments: Arguments) -> int:
@@ -407,6 +407,13 @@ def _amount(text: str) -> int:
     if not amount.is_finite() or amount != int(amount) or abs(amount) > 10**15:
         raise argparse.ArgumentTypeError(f"{text!r} is no amount of dollars with up to six decimals")
     return int(amount)
+
+
+def _credit_of(text: str) -> int:
+    amount = _amount(text)
+    if amount < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is less than nothing")
+    return amount
 
 
 def _positive(text: str) -> int:

@@ -98,7 +98,7 @@ class Meter:
     ) -> AsyncIterator[Tab]:
         caller = await self.authenticate(headers, Scope.TRANSCRIBE, also=key_header)
         record = UsageRecord(request_id, caller.account_id, caller.key_id, self._clock(), contract, 200, 0.0)
-        tab = _MeteredTab(self, caller, _claim_key(headers), record, told)
+        tab = _MeteredTab(self, caller, headers.get("idempotency-key"), record, told)
         try:
             await whole(tab.admit())
             yield tab
@@ -135,13 +135,14 @@ class Meter:
 
 class _MeteredTab:
     def __init__(
-        self, meter: Meter, caller: Caller, claim_key: str | None, record: UsageRecord, told: MutableMapping[str, str]
+        self, meter: Meter, caller: Caller, key: str | None, record: UsageRecord, told: MutableMapping[str, str]
     ) -> None:
         self.caller = caller
-        self.replayable = claim_key is not None
+        self.replayable = key is not None
         self._meter = meter
         self._ticket = caller.ticket(record.request_id)
-        self._claim_key = claim_key
+        self._key = key
+        self._claim_key = None if key is None else hashlib.sha256(key.encode()).hexdigest()
         self._record = record
         self._told = told
         self._hold: Hold | None = None
@@ -156,12 +157,16 @@ class _MeteredTab:
         try:
             standing = await store.admit(self._ticket, lease=lease)
         except InsufficientQuota:
-            # An answer that was paid for can be had again with no credit left; nothing new can.
-            if self._claim_key is None or not await store.answered(self._ticket.account_id, self._claim_key):
+            # An answer that is or will be paid for can be had with no credit left; nothing new can.
+            if self._claim_key is None or not await store.claimed(self._ticket.account_id, self._claim_key):
                 raise
             standing = await store.admit(self._ticket, lease=lease, paid=False)
         self._open = True
         self._told.update(limit_headers(standing))
+        if self._key is not None and not (
+            0 < len(self._key) <= 255 and self._key.isascii() and self._key.isprintable()
+        ):
+            raise InvalidInput("An Idempotency-Key is 1 to 255 printable ASCII characters.", param="Idempotency-Key")
 
     async def hold(self, amount: int, *, tenths: int, fingerprint: str) -> Reply | None:
         claim = None if self._claim_key is None else Claim(self._claim_key, fingerprint)
@@ -278,12 +283,3 @@ async def whole(work: Coroutine[Any, Any, _T]) -> _T:
         if not task.cancelled() and (error := task.exception()):
             logger.warning("a cancelled request failed as well: %s", type(error).__name__)
         raise
-
-
-def _claim_key(headers: Mapping[str, str]) -> str | None:
-    key = headers.get("idempotency-key")
-    if key is None:
-        return None
-    if not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
-        raise InvalidInput("An Idempotency-Key is 1 to 255 printable ASCII characters.", param="Idempotency-Key")
-    return hashlib.sha256(key.encode()).hexdigest()

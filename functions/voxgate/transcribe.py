@@ -204,7 +204,8 @@ class Transcriber:
                 if error.failure is FailureClass.CALLER_FAULT:
                     param = dialect.audio_field if error.param == "file" else error.param
                     raise InvalidInput(error.message, param=param) from error
-                logger.warning("%s failed: %s: %s", deployment.provider.name, error.failure, error.message)
+                # Its words are not logged: a provider may quote what it heard.
+                logger.warning("%s failed: %s (%s)", deployment.provider.name, error.failure, error.status)
                 failures.append(f"{deployment.provider.name}: {error.failure}")
             except Overloaded:
                 if deployment is deployments[-1]:

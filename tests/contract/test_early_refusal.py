@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
+import statistics
 import struct
 import subprocess
 import time
@@ -20,7 +22,10 @@ import pytest
 import requests
 
 from conftest import DATA, Server
+from customers import Customer, Office
+from voxgate.accounts import RateLimits, keys
 
+CLIENTS = Path(__file__).parent / "clients"
 LIMIT = 26_214_400
 MIB = 1024 * 1024
 PATH = "/v1/audio/transcriptions"
@@ -216,6 +221,70 @@ def test_a_body_that_is_no_form_is_told_in_the_middle_of_a_large_upload(
     check(Answer(answer.status_code, answer.json()), 400, "invalid_input")
 
 
+# --- Refusals of a customer, by the headers ---------------------------------------------------
+
+DENIED = {401: "unauthenticated", 402: "insufficient_quota", 429: "rate_limited"}
+each_denial = pytest.mark.parametrize("status", DENIED)
+
+
+@pytest.fixture(scope="module")
+def denied(server: Server) -> dict[int, Customer]:
+    """Who gets which status: a stranger, one without credit, and one whose minute is used up."""
+    office = Office(server.data_dir)
+    return {
+        401: Customer("", keys.generate(), ""),
+        402: office.open(credit=0),
+        429: office.open(limits=RateLimits(requests_per_minute=1)),
+    }
+
+
+@pytest.fixture
+def who(server: Server, denied: dict[int, Customer], status: int) -> Customer:
+    httpx.get(f"{server.url}/v1/models", headers=denied[status].headers)  # takes what the minute may have given back
+    return denied[status]
+
+
+@each_denial
+@every_client
+def test_a_denied_customer_sees_the_status_and_no_reset_at_24_mib(
+    server: Server, files: dict[int, Path], who: Customer, status: int, upload: Upload
+) -> None:
+    check(upload(server.url + PATH, who.key, files[24 * MIB]), status, DENIED[status])
+
+
+@each_denial
+def test_a_denied_customer_sees_the_status_in_axios(
+    server: Server, node: str, files: dict[int, Path], who: Customer, status: int
+) -> None:
+    outcome = by_node(server, node, who.key, "axios.mjs", str(files[24 * MIB]))
+    check(Answer(outcome["status"], outcome["body"]), status, DENIED[status])
+
+
+@each_denial
+def test_a_denied_customer_sees_the_status_in_the_node_sdk(
+    server: Server, node: str, files: dict[int, Path], who: Customer, status: int
+) -> None:
+    options = {"maxRetries": 0} if status == 429 else {}
+    outcome = by_node(server, node, who.key, "sdk.mjs", str(files[24 * MIB]), "{}", json.dumps(options))
+    names = {401: "AuthenticationError", 402: "APIError", 429: "RateLimitError"}
+    error = outcome["error"]
+    assert (error["name"], error["status"], error["code"]) == (names[status], status, DENIED[status])
+    assert outcome["requests"] == 1
+
+
+def by_node(server: Server, node: str, key: str, script: str, *arguments: str) -> Any:
+    done = subprocess.run(
+        [node, str(CLIENTS / script), *arguments],
+        env=os.environ | {"VOXGATE_BASE_URL": server.url, "VOXGATE_API_KEY": key},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 # --- Chunked, without a length ----------------------------------------------------------------
 
 
@@ -391,3 +460,67 @@ def test_a_connection_serves_again_after_a_refusal_whose_body_was_read(server: S
                 server.url + PATH, data={"model": "whisper-1"}, files={"file": (DATA / "silence.flac").read_bytes()}
             )
             assert served.status_code == 200
+
+
+@each_denial
+@pytest.mark.parametrize(
+    "path", [PATH, "/v1/stt/transcribe", "/audio/transcriptions", "/litellm/v1/audio/transcriptions"]
+)
+@pytest.mark.parametrize("expect", [(), ("Expect: 100-continue",)], ids=["headers alone", "with Expect"])
+def test_a_denial_comes_before_the_body_and_instead_of_100_continue(
+    server: Server, wire: Wire, who: Customer, status: int, path: str, expect: tuple[str, ...]
+) -> None:
+    begun = time.monotonic()
+    wire.head(who.key, f"Content-Length: {24 * MIB}", *expect, path=path)
+    check(wire.answer(), status, DENIED[status])
+    assert time.monotonic() - begun < 1
+
+
+@each_denial
+def test_a_denial_by_the_headers_takes_hardly_longer_than_any_answer(
+    server: Server, who: Customer, status: int
+) -> None:
+    """Both on a new connection, one after the other; 50 ms is what is promised."""
+    health: list[float] = []
+    denial: list[float] = []
+    for _ in range(15):
+        for times, key, method, path in ((health, "", "GET", "/health"), (denial, who.key, "POST", PATH)):
+            begun = time.perf_counter()
+            with Wire(server) as wire:
+                wire.head(key, *([f"Content-Length: {24 * MIB}"] if key else []), method=method, path=path)
+                assert wire.status()[0] == (status if key else 200)
+                times.append(time.perf_counter() - begun)
+    promised, usual = statistics.median(denial), statistics.median(health)
+    print(f"{status}: {promised * 1000:.2f} ms by headers alone, at most {max(denial) * 1000:.2f}; ", end="")
+    print(f"/health: {usual * 1000:.2f} ms")
+    assert promised < 0.05 + usual
+    assert max(denial) < 1
+
+
+@each_denial
+def test_a_denied_customer_who_sends_everything_first_gets_the_answer(
+    server: Server, wire: Wire, files: dict[int, Path], who: Customer, status: int
+) -> None:
+    body = b"".join(form_pieces(files[24 * MIB]))
+    wire.head(who.key, f"Content-Length: {len(body)}")
+    wire.socket.sendall(body)
+    check(wire.answer(), status, DENIED[status])
+
+
+@each_denial
+def test_what_a_denied_customer_goes_on_sending_is_not_read_for_ever(
+    server: Server, wire: Wire, who: Customer, status: int
+) -> None:
+    wire.head(who.key, f"Content-Length: {10**9}")
+    check(wire.answer(), status, DENIED[status])
+    sent = sent_until_the_connection_ends(wire, 400 * MIB)
+    assert 24 * MIB <= sent < 400 * MIB  # as much as anybody may send, and not all that somebody can
+
+
+def sent_until_the_connection_ends(wire: Wire, most: int) -> int:
+    piece, sent = bytes(MIB), 0
+    with contextlib.suppress(OSError):
+        while sent < most:
+            wire.socket.sendall(piece)
+            sent += len(piece)
+    return sent

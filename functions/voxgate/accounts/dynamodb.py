@@ -344,9 +344,9 @@ class DynamoStore:
                 return
 
     @_threaded
-    def answered(self, account_id: str, claim_key: str) -> bool:
+    def claimed(self, account_id: str, claim_key: str) -> bool:
         item = self._table.get(f"ACCOUNT#{account_id}", f"CLAIM#{claim_key}")
-        return item is not None and item["state"] == "answered" and item["expires"] > self._now()
+        return item is not None and item["expires"] > self._now()
 
     @_threaded
     def post(self, entry: Entry) -> Balance:

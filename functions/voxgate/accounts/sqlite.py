@@ -218,8 +218,8 @@ class SqliteStore:
 
         await self._run(work)
 
-    async def answered(self, account_id: str, claim_key: str) -> bool:
-        query = "SELECT 1 FROM claim WHERE account_id = ? AND key = ? AND answer IS NOT NULL AND expires > ?"
+    async def claimed(self, account_id: str, claim_key: str) -> bool:
+        query = "SELECT 1 FROM claim WHERE account_id = ? AND key = ? AND expires > ?"
         return bool(await self._all(query, account_id, claim_key, microseconds(self._clock())))
 
     async def post(self, entry: Entry) -> Balance:

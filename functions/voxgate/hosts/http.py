@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -20,6 +21,7 @@ from voxgate.errors import MethodNotAllowed, NotFound, VoxgateError
 from voxgate.transcribe import Incoming, Transcriber
 
 logger = logging.getLogger("voxgate")
+_KEY = re.compile(r"vg_\w+")  # some paste their key into an address, and no log may have it
 
 
 def request_id() -> str:
@@ -74,7 +76,7 @@ class Application:
         logger.info(
             "%s %s %d %.0f ms %s",
             request.method,
-            request.path if request.path.isprintable() else ascii(request.path),
+            _KEY.sub("vg_...", request.path if request.path.isprintable() else ascii(request.path)),
             response.status,
             (time.perf_counter() - begun) * 1000,
             request.id,

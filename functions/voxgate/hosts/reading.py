@@ -136,7 +136,8 @@ def _cursor(request: Request) -> tuple[str, ...]:
     if text is None:
         return ()
     try:
-        return tuple(base64.urlsafe_b64decode(text.encode("ascii")).decode().split("\0"))
+        day, key, model = base64.b64decode(text.encode("ascii"), altchars=b"-_", validate=True).decode().split("\0")
+        return day, key, model
     except (binascii.Error, ValueError) as error:
         raise InvalidInput("'after' must be the 'next' of the page before.", param="after") from error
 
