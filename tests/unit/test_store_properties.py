@@ -319,8 +319,8 @@ class Machine(RuleBasedStateMachine):
 
     @rule(which=WHICH, amount=AMOUNTS, claim=CLAIMS, failure=FAILURES, retry=st.booleans())
     def hold(self, which: int, amount: int, claim: Claim | None, failure: Failure, retry: bool) -> None:
-        """One that needs no place, so that there are enough."""
-        ticket = self.bench.ticket(f"r{len(self.tickets)}", budget=BUDGET)
+        """Without a place, so that there is always room for one more."""
+        ticket = self.bench.ticket(f"r{len(self.tickets)}", limits=RateLimits(concurrent_requests=MOST), budget=BUDGET)
         self.tickets.append(ticket)
         self.enter_hold(ticket, which, amount, claim, failure, retry)
 

@@ -81,7 +81,9 @@ class Authenticator:
             raise Forbidden(f"This API key has not the scope '{scope}'.", code="permission_denied")
         if key.last_used != (today := day(now)):
             await self._store.mark_used(key, today)
-            self._remember(dataclasses.replace(credential, key=dataclasses.replace(key, last_used=today)))
+            if known := self._known.get(credential.digest):  # for as long as before, or a revocation would wait
+                marked = dataclasses.replace(credential, key=dataclasses.replace(key, last_used=today))
+                self._known[credential.digest] = (known[0], marked)
         return Caller(account.id, key.id, key.models, self._bounds(credential))
 
     def _bounds(self, credential: Credential) -> tuple[Bounds, ...]:
@@ -103,13 +105,10 @@ class Authenticator:
             self._unknown[digest] = now + _UNKNOWN_SECONDS
             _bound(self._unknown, _UNKNOWN)
             return None
-        self._remember(credential)
-        return credential
-
-    def _remember(self, credential: Credential) -> None:
-        self._known[credential.digest] = (self._clock() + self._store.lookup_seconds, credential)
-        self._known.move_to_end(credential.digest)
+        self._known[digest] = (now + self._store.lookup_seconds, credential)
+        self._known.move_to_end(digest)
         _bound(self._known, _KNOWN)
+        return credential
 
 
 def _presented(headers: Mapping[str, str], also: str) -> str:
