@@ -1,3 +1,3 @@
 """Voxgate: a speech-to-text gateway that speaks five public contracts."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -153,20 +153,28 @@ class SqliteBackend:
         if after:
             await work()
             raise Lost
-        left = 1 + nth * 8
+        connection, left, statement = store._connection, 1 + nth * 8, ""
+
+        def trace(sql: str) -> None:
+            nonlocal statement
+            statement = sql
 
         def interrupt() -> int:
             nonlocal left
-            left -= 1
-            return int(left == 0)
+            left -= statement != "ROLLBACK"  # nothing can be done where that fails, too
+            return int(left == 0 and statement != "ROLLBACK")
 
-        store._thread.submit(store._connection.set_progress_handler, interrupt, 1).result()
+        def watch(on: bool) -> None:
+            connection.set_trace_callback(trace if on else None)
+            connection.set_progress_handler(interrupt if on else None, 1)
+
+        store._thread.submit(watch, True).result()
         try:
             return await work()
         except sqlite3.OperationalError as error:
             raise Lost from error
         finally:
-            store._thread.submit(store._connection.set_progress_handler, None, 1).result()
+            store._thread.submit(watch, False).result()
 
     def close(self) -> None:
         pass

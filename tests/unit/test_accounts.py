@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sqlite3
 import subprocess
 import sys
@@ -232,6 +233,35 @@ async def test_a_full_disk_fails_the_request_as_a_whole_and_the_next_goes_on(ben
     store._thread.submit(pages, 1_000_000).result()
     await store.settle(hold, 10, bench.record(hold.ticket))
     assert await store.balance(bench.account.id) == Balance(90, 0, 10, {})
+
+
+@sync
+async def test_wherever_sqlite_fails_it_says_why_and_the_next_request_goes_on(bench: Bench) -> None:
+    store = bench.store
+    assert isinstance(store, SqliteStore)
+
+    def interrupt_at(step: int) -> None:
+        steps = itertools.count(1)
+        store._connection.set_progress_handler((lambda: int(next(steps) == step)) if step else None, 1)
+
+    await bench.top_up(10_000)
+    said = set()
+    for step in itertools.count(1):
+        hold = await bench.hold(bench.ticket(), 10)
+        record = bench.record(hold.ticket)
+        store._thread.submit(interrupt_at, step).result()
+        try:
+            await store.settle(hold, 10, record)
+        except sqlite3.OperationalError as error:
+            said.add(str(error))
+        else:
+            break
+        finally:
+            store._thread.submit(interrupt_at, 0).result()
+        await store.settle(hold, 10, record)  # whether it was done before or not
+        assert await store.balance(bench.account.id) == Balance(10_000 - 10 * step, 0, 10 * step, {})
+    assert step > 20
+    assert said == {"interrupted"}
 
 
 # Versions.

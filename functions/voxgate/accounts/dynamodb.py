@@ -387,6 +387,8 @@ class DynamoStore:
     @_threaded
     def records(self, account_id: str, since: float, until: float) -> list[UsageRecord]:
         # A record's key goes on after its time, so it is above `since` and, at `until`, above that.
+        if since >= until:
+            return []  # BETWEEN the wrong way round is an error there
         items = self._table.query(f"USAGE#{account_id}", _stamp(since), _stamp(until))
         return [UsageRecord(**_fields(UsageRecord, item)) for item in items]
 
