@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import csv
 import dataclasses
 import datetime as dt
 import json
 import os
 import secrets
+import sqlite3
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from voxgate.settings import Settings
 Arguments = argparse.Namespace
 Action = Callable[[Store, Arguments], Awaitable[int | None]]
 
+_NONE = -1  # said on the command line: no limit, no budget
 _LOCAL_CREDIT = 100_000_000
 _LOCAL_LIMITS = RateLimits(600_000, 36_000_000, 1024)  # one developer's tests are not to be slowed down
 
@@ -50,7 +53,7 @@ def add_commands(commands: Any) -> None:
     _command(actions, "list", "list all accounts", _list_accounts)
     _command(actions, "show", "show an account and its keys", _show_account, "ACCOUNT")
     change = _command(actions, "change", "change an account's limits and budget", _change_account, "ACCOUNT")
-    _add_limits(change)
+    _add_limits(change, or_none=True)
     _command(actions, "suspend", "refuse all of an account's requests", _suspend, "ACCOUNT")
     _command(actions, "resume", "end a suspension", _resume, "ACCOUNT")
     for name, what, action in (
@@ -107,9 +110,10 @@ async def local_key(settings: Settings, store: Store) -> tuple[str, bool]:
     except KeyError:
         account = await store.create_account("local", limits=_LOCAL_LIMITS)
     await store.post(_entry(account, EntryKind.TOP_UP, _LOCAL_CREDIT, "first-start", "to begin with"))
-    if key and await store.find_credential(keys.digest(key)) is not None:
+    known = await store.find_credential(keys.digest(key)) if key else None
+    if known is not None and known.key.revoked is None:
         return key, False
-    created = not keys.well_formed(key)  # the file may be older than the database
+    created = known is not None or not keys.well_formed(key)  # the file may be older than the database
     key = keys.generate() if created else key
     await store.create_key(_new_key(account.id, name="local"), keys.digest(key))
     if created:
@@ -134,23 +138,44 @@ def _command(actions: Any, name: str, what: str, action: Action, *places: str) -
     return parser
 
 
-def _add_limits(parser: argparse.ArgumentParser) -> None:
+def _add_limits(parser: argparse.ArgumentParser, *, or_none: bool = False) -> None:
+    def kind(read: Callable[[str], int]) -> Callable[[str], int]:
+        return lambda text: _NONE if or_none and text == "none" else read(text)
+
     for option in ("--requests-per-minute", "--audio-seconds-per-minute", "--concurrent-requests"):
-        parser.add_argument(option, type=_positive, metavar="N")
-    parser.add_argument("--budget", type=_credit_of, metavar="DOLLARS", help="the most that may be spent in a month")
+        parser.add_argument(option, type=kind(_positive), metavar="N")
+    parser.add_argument(
+        "--budget", type=kind(_credit_of), metavar="DOLLARS", help="the most that may be spent in a month"
+    )
 
 
 async def _run(action: Action, arguments: Arguments) -> int:
     from voxgate.wiring import build_store
 
-    store = build_store(settings_of(arguments))
+    settings = settings_of(arguments)
+    with _store_failures(settings):
+        store = build_store(settings)
+        try:
+            return await action(store, arguments) or 0
+        except (KeyError, ValueError) as error:
+            print(f"voxgate: {error.args[0]}", file=sys.stderr)
+            return 1
+        finally:
+            await store.close()
+
+
+@contextlib.contextmanager
+def _store_failures(settings: Settings) -> Iterator[None]:
+    """What the database says goes to the operator, without a traceback."""
+    failures: tuple[type[Exception], ...] = (sqlite3.Error,)
+    if settings.table:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        failures += (BotoCoreError, ClientError)
     try:
-        return await action(store, arguments) or 0
-    except (KeyError, ValueError) as error:
-        print(f"voxgate: {error.args[0]}", file=sys.stderr)
-        return 1
-    finally:
-        await store.close()
+        yield
+    except failures as error:
+        sys.exit(f"voxgate: {f'the table {settings.table}' if settings.table else settings.data_dir}: {error}")
 
 
 async def _create_account(store: Store, arguments: Arguments) -> None:
@@ -180,8 +205,10 @@ async def _show_account(store: Store, arguments: Arguments) -> None:
 
 async def _change_account(store: Store, arguments: Arguments) -> None:
     account = await store.find_account(arguments.account)
+    asked = _limits(arguments).over(account.limits)
+    limits = RateLimits(*(None if limit == _NONE else limit for limit in dataclasses.astuple(asked)))
     budget = account.budget if arguments.budget is None else arguments.budget
-    account = dataclasses.replace(account, limits=_limits(arguments).over(account.limits), budget=budget)
+    account = dataclasses.replace(account, limits=limits, budget=None if budget == _NONE else budget)
     await store.change_account(account)
     _say(arguments, await _account_json(store, account), f"Changed '{account.name}'.")
 
@@ -217,9 +244,36 @@ async def _post(store: Store, arguments: Arguments, kind: EntryKind, text: str) 
         raise ValueError("The amount must be more than 0; 'accounts adjust' takes credit away.")
     account = await store.find_account(arguments.account)
     reference = arguments.reference or f"manual-{secrets.token_hex(8)}"
+    if arguments.reference and await _is_there(store, account, kind, arguments):
+        text = f"Nothing to do: '{reference}' is there already, with that amount. '{account.name}': ${{}}."
+        now = await store.balance(account.id)
+        _say(
+            arguments,
+            await _account_json(store, account, now) | {"reference": reference},
+            text.format(dollars(now.balance)),
+        )
+        return
     balance = await store.post(_entry(account, kind, arguments.dollars, reference, arguments.note))
     said = f"{text.format(dollars(arguments.dollars))} '{account.name}': ${dollars(balance.balance)} now."
     _say(arguments, await _account_json(store, account, balance) | {"reference": reference}, said)
+
+
+async def _is_there(store: Store, account: Account, kind: EntryKind, arguments: Arguments) -> bool:
+    """Whether the ledger has that reference already. Raises `ValueError` where its amount is another,
+    and where a refund is more than the charge that it names."""
+    amounts = {
+        entry.kind: entry.amount for entry in await store.entries(account.id) if entry.reference == arguments.reference
+    }
+    charged = -amounts.get(EntryKind.CHARGE, -arguments.dollars)
+    if kind is EntryKind.REFUND and arguments.dollars > charged:
+        raise ValueError(
+            f"The request '{arguments.reference}' was charged ${dollars(charged)}, and no more can be refunded."
+        )
+    if amounts.get(kind, arguments.dollars) != arguments.dollars:
+        raise ValueError(
+            f"'{arguments.reference}' is there already, with ${dollars(amounts[kind])}: nothing was changed."
+        )
+    return kind in amounts
 
 
 async def _create_key(store: Store, arguments: Arguments) -> None:
@@ -264,8 +318,8 @@ async def _rotate_key(store: Store, arguments: Arguments) -> int:
     old = await store.find_key(arguments.key_id)
     if not _sure(arguments, f"Replace {old.id} by a new key, and revoke it for good?"):
         return 1
-    if old.revoked is not None:
-        raise ValueError(f"{old.id} is revoked already; 'keys create' makes a new one.")
+    if old.revoked is not None or (old.expires is not None and old.expires <= time.time()):
+        raise ValueError(f"{old.id} is revoked or has expired already; 'keys create' makes a new one.")
     account = await store.find_account(old.account_id)
     fresh = dataclasses.replace(old, id=_key_id(), created=int(time.time()), last_used=None)
     await _hand_out(store, arguments, account, fresh, f"\nRevoked {old.id}; within a minute it is refused.")
@@ -298,20 +352,8 @@ async def _sweep(store: Store, arguments: Arguments) -> None:
 
 
 async def _audit(store: Store, arguments: Arguments) -> int:
-    differences = []
     audited = await store.accounts()
-    for account in audited:
-        entries = sum(entry.amount for entry in await store.entries(account.id))
-        balance = await store.balance(account.id)
-        # A request may have been settled between the two look-ups: only a lasting difference is one.
-        if balance.balance != entries:
-            entries = sum(entry.amount for entry in await store.entries(account.id))
-            balance = await store.balance(account.id)
-        holds = sum(balance.holds.values())
-        if balance.balance != entries or balance.held != holds or not 0 <= balance.free <= balance.balance:
-            found = {"account": account.id, "name": account.name}
-            amounts = {"balance": balance.balance, "entries": entries, "held": balance.held, "holds": holds}
-            differences.append(found | money(amounts))
+    differences = [found for account in audited if (found := await _difference(store, account))]
     lines = [
         f"'{d['name']}' ({d['account']}): the balance says ${d['balance']} and its entries ${d['entries']}; "
         f"${d['held']} are held and the holds are ${d['holds']}."
@@ -320,6 +362,20 @@ async def _audit(store: Store, arguments: Arguments) -> int:
     text = "\n".join(lines) or f"All {len(audited)} balances are the sums of their entries."
     _say(arguments, {"accounts": len(audited), "differences": differences}, text)
     return 1 if differences else 0
+
+
+async def _difference(store: Store, account: Account) -> dict[str, Any] | None:
+    """Between the balance and its entries. An account that is in use gets entries while it is looked
+    at: then the balance must lie within what those that are new can have made of it."""
+    before = {(entry.kind, entry.reference): entry.amount for entry in await store.entries(account.id)}
+    balance = await store.balance(account.id)
+    new = [entry.amount for entry in await store.entries(account.id) if (entry.kind, entry.reference) not in before]
+    entries, holds = sum(before.values()), sum(balance.holds.values())
+    least, most = (entries + sum(amount for amount in new if amount * sign > 0) for sign in (-1, 1))
+    if least <= balance.balance <= most and balance.held == holds and 0 <= balance.free <= balance.balance:
+        return None
+    amounts = {"balance": balance.balance, "entries": entries, "held": balance.held, "holds": holds}
+    return {"account": account.id, "name": account.name} | money(amounts)
 
 
 def _new_key(account_id: str, **given: Any) -> Key:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import socket
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -23,6 +24,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(arguments.command(arguments))
     except (InvalidCatalog, InvalidSettings) as error:
         sys.exit(f"voxgate: {error}")
+    except sqlite3.Error as error:
+        sys.exit(f"voxgate: the accounts cannot be used: {error}.")
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # whoever read our output has seen enough
@@ -92,7 +95,8 @@ def _serve(arguments: Arguments) -> int:
 
     settings = admin.settings_of(arguments)
     store = build_store(settings)
-    key, created = asyncio.run(admin.local_key(settings, store))
+    # A deployment's table gets no account of ours.
+    key, created = ("", False) if settings.table else asyncio.run(admin.local_key(settings, store))
     listening = _listen(arguments)
     gateway = build_gateway(settings, store)
 
@@ -102,7 +106,10 @@ def _serve(arguments: Arguments) -> int:
         if gateway.pool is not None:
             print(f"Models {', '.join(gateway.catalog.models)} are served by the engine {model_name(settings)} here.")
         shown = key if created else "in the same file as before"
-        print(f"API key of the account 'local' ({settings.data_dir / 'api-key'}): {shown}", flush=True)
+        if settings.table:
+            print(f"Accounts are those of the table {settings.table}.", flush=True)
+        else:
+            print(f"API key of the account 'local' ({settings.data_dir / 'api-key'}): {shown}", flush=True)
 
     run(AsgiApp(build_application(gateway), start=start, stop=gateway.close), listening)
     return 0
@@ -179,7 +186,10 @@ def _invoke(arguments: Arguments) -> int:
     settings = for_one_at_a_time(admin.settings_of(arguments))
     store = build_store(settings)
     if "${VOXGATE_API_KEY}" in text:
-        key = os.environ.get("VOXGATE_API_KEY") or asyncio.run(admin.local_key(settings, store))[0]
+        key = os.environ.get("VOXGATE_API_KEY", "")
+        if not key and settings.table:
+            sys.exit("voxgate: set VOXGATE_API_KEY to a key of the table's.")
+        key = key or asyncio.run(admin.local_key(settings, store))[0]
         text = text.replace("${VOXGATE_API_KEY}", key)
     try:
         event = json.loads(text)

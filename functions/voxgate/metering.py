@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 from voxgate.accounts import Claim, Hold, Replay, Scope, Store, Ticket, UsageRecord
 from voxgate.accounts.credentials import ANYONE, Authenticator, Caller
 from voxgate.accounts.rules import dollars, limit_headers
-from voxgate.errors import InsufficientQuota, InvalidInput, VoxgateError
+from voxgate.errors import IdempotencyConflict, InsufficientQuota, InvalidInput, VoxgateError
 from voxgate.staging import Staging, result_key
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,11 @@ class Meter:
     async def unpack(self, answer: bytes) -> Reply:
         kind, rest = answer[:1], answer[1:]
         if kind == b"@":
-            rest = await self._staging.get(rest.decode(), limit=_MAX_ANSWER)
+            try:
+                rest = await self._staging.get(rest.decode(), limit=_MAX_ANSWER)
+            except KeyError as error:
+                message = "The answer under this Idempotency-Key is not there any more; take a new key."
+                raise IdempotencyConflict(message) from error
         headers, _, content = rest.partition(b"\n")
         return Reply(json.loads(headers), content)
 
@@ -181,7 +185,8 @@ class _MeteredTab:
         return None
 
     async def settle(self, cost: int, reply: Reply) -> Reply:
-        return await whole(self._settle(cost, reply))
+        # Once it is charged the answer goes out, also when the time for it ran out meanwhile.
+        return await whole(self._settle(cost, reply), keep=True)
 
     async def abandon(self, error: BaseException) -> None:
         """Give everything back after a failure. What cannot be given back now, a sweep gives back."""
@@ -254,7 +259,8 @@ class _FreeTab:
 
 def fingerprint(account_id: str, path: str, fields: tuple[tuple[str, str], ...], audio: bytes) -> str:
     """A hash of what makes two requests the same one; `audio` is the digest of the file's bytes."""
-    known = json.dumps([account_id, path, sorted(fields)]).encode()
+    # By name alone: the order of a repeated field's values may matter.
+    known = json.dumps([account_id, path, sorted(fields, key=lambda field: field[0])]).encode()
     return hashlib.sha256(known + audio).hexdigest()
 
 
@@ -271,8 +277,9 @@ async def sweep_forever(store: Store, staging: Staging, *, every: float = 60.0) 
         await asyncio.sleep(every)
 
 
-async def whole(work: Coroutine[Any, Any, _T]) -> _T:
-    """Wait for it to its end also when cancelled meanwhile, and be cancelled then."""
+async def whole(work: Coroutine[Any, Any, _T], *, keep: bool = False) -> _T:
+    """Wait for it to its end also when cancelled meanwhile, and be cancelled then; with `keep`, only
+    where it came to nothing."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
@@ -280,6 +287,10 @@ async def whole(work: Coroutine[Any, Any, _T]) -> _T:
         while not task.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([task])
-        if not task.cancelled() and (error := task.exception()):
+        if task.cancelled():
+            raise
+        if error := task.exception():
             logger.warning("a cancelled request failed as well: %s", type(error).__name__)
+        elif keep:
+            return task.result()
         raise

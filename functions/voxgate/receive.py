@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import tempfile
@@ -58,7 +59,8 @@ class Upload:
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(FileNotFoundError):  # whoever cleans temporary directories was faster
+                self._file.close()
         self._memory = None
 
     def __enter__(self) -> Upload:

@@ -16,6 +16,7 @@ from voxgate.accounts import RateLimits, Store
 from voxgate.accounts.credentials import Authenticator
 from voxgate.catalog import Catalog, ProviderEntry, load
 from voxgate.engines.pool import EnginePool
+from voxgate.errors import InvalidSettings
 from voxgate.metering import Meter, sweep_forever
 from voxgate.multipart import Limits
 from voxgate.providers import Provider
@@ -135,6 +136,9 @@ def build_staging(settings: Settings) -> Staging:
         from voxgate.staging.s3 import S3Staging
 
         return S3Staging(settings.staging_bucket)
+    if settings.table:
+        # A directory is one machine's: another could not give the answer again.
+        raise InvalidSettings("VOXGATE_TABLE needs VOXGATE_STAGING_BUCKET beside it.")
     from voxgate.staging.local import LocalStaging
 
     return LocalStaging(settings.data_dir / "staging")

@@ -24,6 +24,7 @@ Times inside are microseconds. `ttl` only cleans up: what has expired counts as 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import secrets
@@ -59,6 +60,7 @@ from voxgate.accounts import (
     rules,
 )
 from voxgate.accounts.table import Failed, Item, Table, Update, Write, dump, key_of, overloaded, tries
+from voxgate.errors import Overloaded
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb.client import DynamoDBClient
@@ -394,17 +396,18 @@ class DynamoStore:
 
     @_threaded
     def sweep(self) -> Swept:
-        """Claims need none: one whose time is over counts as gone."""
-        holds = amount = slots = 0
+        """Claims need none: one whose time is over counts as gone. An account that is too busy to be
+        swept does not keep the others from it; that there was one is raised at the end."""
+        swept = Swept(0, 0, 0)
+        busy: Overloaded | None = None
         for account in self._table.query("ACCOUNTS"):
-            now = self._now()
-            item = self._get_state(account["sk"]) or {}
-            for name, hold in item.items():
-                if name.startswith("hold#") and hold["expires"] <= now and self._expire(account["sk"], name, hold):
-                    holds += 1
-                    amount += hold["amount"]
-            slots += self._tidy(account["sk"], item, now)
-        return Swept(holds, amount, slots)
+            try:
+                swept = self._sweep(account["sk"], swept)
+            except Overloaded as error:
+                busy = error
+        if busy is not None:
+            raise busy
+        return swept
 
     async def close(self) -> None:
         await asyncio.to_thread(self._threads.shutdown)
@@ -510,6 +513,21 @@ class DynamoStore:
         added.add("milliseconds", round(record.seconds * 1000))  # whole numbers add up without drift
         added.add("cost", record.cost)
         return [self._table.put(pk, sk, dataclasses.asdict(record), new=new), added]
+
+    def _sweep(self, account_id: str, swept: Swept) -> Swept:
+        now = self._now()
+        item = self._get_state(account_id) or {}
+        over = {name: hold for name, hold in item.items() if name.startswith("hold#") and hold["expires"] <= now}
+        ended = [hold["amount"] for name, hold in over.items() if self._expire(account_id, name, hold)]
+        for name, full in item.items():  # the buckets of keys that nobody uses
+            if name.startswith(("requests#", "audio#")) and full <= now:
+                update = _state_update(account_id)
+                update.where(f"{update.name(name)} = {update.value(full)}")
+                update.remove(name)
+                with contextlib.suppress(Failed):
+                    self._table.commit(update)
+        slots = self._tidy(account_id, item, now)
+        return Swept(swept.holds + len(ended), swept.amount + sum(ended), swept.slots + slots)
 
     def _expire(self, account_id: str, name: str, hold: Item) -> bool:
         """On the condition that it is that very hold: when it is settled, released or swept between

@@ -114,16 +114,18 @@ def check_hold(state: State, amount: int, tenths: int, now: int) -> None:
     """Raises `InsufficientQuota` or `RateLimited`."""
     with _telling(state, now):
         _check_money(state, amount, now)
-        _refuse(
-            [
-                (
-                    bucket.wait(tally.audio, tenths, now),
-                    f"The limit of {bucket.units // 10} seconds of audio a minute is reached{_of(tally)}.",
-                )
-                for tally in state.tallies
-                if (bucket := tally.audio_bucket)
-            ]
-        )
+        waits = [
+            (
+                bucket.wait(tally.audio, tenths, now),
+                f"The limit of {bucket.units // 10} seconds of audio a minute is reached{_of(tally)}.",
+            )
+            for tally in state.tallies
+            if (bucket := tally.audio_bucket)
+        ]
+        if any(wait for wait, _ in waits):
+            # Whoever comes back needs a request as well, and this one has taken its own already.
+            again = [(b.wait(t.requests, 1, now), waits[0][1]) for t in state.tallies if (b := t.request_bucket)]
+            _refuse(waits + again)
 
 
 @contextlib.contextmanager
@@ -214,6 +216,11 @@ def microseconds(seconds: float) -> int:
 
 def day(seconds: float) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(seconds))
+
+
+def midnight(day: str) -> float:
+    """The day's first second."""
+    return dt.datetime.fromisoformat(f"{day}T00:00+00:00").timestamp()
 
 
 def month(now: int) -> str:

@@ -49,6 +49,7 @@ from voxgate.accounts.rules import (
     check_claim,
     check_hold,
     microseconds,
+    midnight,
     month,
     overdrawn,
     standing,
@@ -67,7 +68,7 @@ class SqliteStore:
     lookup_seconds = 2.0  # asking the file again is cheap
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._clock = clock
         self._instance = Instance(path.parent / "instances")
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="accounts")
@@ -246,10 +247,11 @@ class SqliteStore:
         query = """
             SELECT date(time, 'unixepoch') AS day, key_id, model, count(*), sum(status >= 400),
                    round(sum(seconds), 1), sum(cost)
-            FROM usage WHERE account_id = ? AND time >= unixepoch(?) AND time < unixepoch(?, '+1 day')
+            FROM usage WHERE account_id = ? AND time >= ? AND time < ?
             GROUP BY day, key_id, model ORDER BY day, key_id, model
         """
-        return [UsageRow(*row) for row in await self._all(query, account_id, since, until)]
+        begin, end = midnight(since), midnight(until) + 86_400
+        return [UsageRow(*row) for row in await self._all(query, account_id, begin, end)]
 
     async def records(self, account_id: str, since: float, until: float) -> list[UsageRecord]:
         columns = ", ".join(field.name for field in dataclasses.fields(UsageRecord))
@@ -269,6 +271,7 @@ class SqliteStore:
             amount = sum(_end(db, hold_id, 0) or 0 for hold_id in holds)
             slots = db.execute(f"DELETE FROM slot WHERE {over}", (now,)).rowcount
             db.execute("DELETE FROM claim WHERE expires <= ?", (now,))
+            self._instance.tidy()
             return Swept(len(holds), amount, slots)
 
         return await self._run(work)

@@ -79,6 +79,7 @@ _MIGRATIONS = (
 
 
 def open_file(path: Path) -> sqlite3.Connection:
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # it holds answers; SQLite's other files follow its mode
     connection = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_TIMEOUT)
     _write_ahead(connection)
     connection.execute("PRAGMA synchronous = NORMAL")
@@ -117,11 +118,16 @@ class Instance:
     nobody's any more without waiting for them to expire."""
 
     def __init__(self, directory: Path) -> None:
-        directory.mkdir(exist_ok=True)
+        directory.mkdir(mode=0o700, exist_ok=True)
         self._directory = directory
         self.id = secrets.token_hex(8)
         self._file = os.open(directory / self.id, os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def tidy(self) -> None:
+        """Forget the processes that are gone."""
+        for left in self._directory.iterdir():
+            self.alive(left.name)
 
     def alive(self, owner: str) -> bool:
         try:

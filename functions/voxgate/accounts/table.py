@@ -107,8 +107,19 @@ class Table:
         raise overloaded()
 
     def once(self, *writes: Write, returns: Literal["ALL_NEW", "ALL_OLD"] = "ALL_NEW") -> Item:
-        """One update, which returns the item, or a transaction, which returns nothing. botocore
-        gives a transaction its token, so one that it sends again is not done twice."""
+        """One update, which returns the item, or a transaction, which returns nothing.
+
+        Where the answer was lost, the same is sent once more: every write of ours either finds that
+        it was done, by its condition, or does the same again without harm.
+        """
+        from botocore.exceptions import HTTPClientError
+
+        try:
+            return self._send(*writes, returns=returns)
+        except HTTPClientError:
+            return self._send(*writes, returns=returns)
+
+    def _send(self, *writes: Write, returns: Literal["ALL_NEW", "ALL_OLD"]) -> Item:
         try:
             if len(writes) == 1 and isinstance(writes[0], Update):
                 answer = self._client.update_item(**writes[0].rendered(self.name), ReturnValues=returns)
@@ -219,15 +230,17 @@ class Update:
         return {**known, **sums, **self._sets}
 
     def rendered(self, table: str) -> UpdateTypeDef:
-        """Once for each update: it makes placeholders."""
-        adds = [f"{self.name(name)} {self.value(number)}" for name, number in self._adds.items()]
+        # The sums get their placeholders here, in copies: what is sent again must have none that it
+        # does not use, or the service takes it for a mistake.
+        values = self._values | {f":a{index}": dump(number) for index, number in enumerate(self._adds.values())}
+        adds = [f"{self.name(name)} :a{index}" for index, name in enumerate(self._adds)]
         clauses = {**self._clauses, "ADD": self._clauses["ADD"] + adds}
         update: UpdateTypeDef = {
             "TableName": table,
             "Key": self._key,
             "UpdateExpression": " ".join(f"{verb} {', '.join(parts)}" for verb, parts in clauses.items() if parts),
             "ExpressionAttributeNames": {name: attribute for attribute, name in self._names.items()},
-            "ExpressionAttributeValues": self._values,
+            "ExpressionAttributeValues": values,
         }
         if self._conditions:
             update["ConditionExpression"] = " AND ".join(self._conditions)

@@ -38,6 +38,7 @@ class AsgiApp:
         self._application = application
         self._start = start
         self._stop = stop
+        self._working: set[asyncio.Task[Response]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -55,6 +56,10 @@ class AsgiApp:
             return
         await send({"type": "lifespan.startup.complete"})
         await receive()
+        # What still runs gives back what it holds before the store is closed under it.
+        for work in self._working:
+            work.cancel()
+        await asyncio.gather(*self._working, return_exceptions=True)
         await self._stop()
         await send({"type": "lifespan.shutdown.complete"})
 
@@ -82,6 +87,8 @@ class AsgiApp:
     async def _answer(self, request: Request, body: _Body) -> Response | None:
         """The response, or None where the client has hung up, which stops all work for it."""
         work = asyncio.create_task(self._application.handle(request))
+        self._working.add(work)
+        work.add_done_callback(self._working.discard)
         watch = asyncio.create_task(body.gone())
         try:
             await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
@@ -92,8 +99,9 @@ class AsgiApp:
                 await work
             return None
         finally:
-            work.cancel()
             watch.cancel()
+            work.cancel()
+            await asyncio.wait([work])
 
 
 class _Body:
