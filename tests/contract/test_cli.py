@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from conftest import DATA, ROOT, Server
+from customers import Office
 
 SPEECH = DATA / "b-slt.mp3"
 TEXT = "the weather is nice today and we are going to the park"
@@ -289,3 +290,36 @@ def test_the_local_key_is_private_and_kept(server: Server) -> None:
     log = (server.data_dir / "log").read_text(encoding="utf-8")
     assert server.key not in log
     assert TEXT not in log
+
+
+def test_the_same_reference_adds_once_and_another_amount_under_it_is_refused(tmp_path: Path) -> None:
+    office = Office(tmp_path)
+    office.tell("accounts", "create", "acme", "--credit", "1.00")
+    for _ in range(2):
+        assert office.tell("accounts", "credit", "acme", "5", "--reference", "invoice-1")["balance"] == "6.00"
+    other = office.run("accounts", "credit", "acme", "6", "--reference", "invoice-1")
+    assert other.returncode == 1
+    assert "$5.00" in other.stderr
+    assert office.tell("accounts", "show", "acme")["balance_microdollars"] == 6_000_000
+
+
+def test_a_budget_can_be_taken_away_again(tmp_path: Path) -> None:
+    office = Office(tmp_path)
+    office.tell("accounts", "create", "acme", "--budget", "1.00", "--requests-per-minute", "6")
+    changed = office.tell("accounts", "change", "acme", "--budget", "none", "--requests-per-minute", "none")
+    assert (changed["budget"], changed["requests_per_minute"]) == (None, None)
+
+
+def test_what_is_stored_is_its_owners_alone(tmp_path: Path) -> None:
+    office = Office(tmp_path / "data")
+    office.tell("accounts", "create", "acme")
+    assert (tmp_path / "data").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "data" / "voxgate.sqlite").stat().st_mode & 0o077 == 0
+
+
+def test_a_file_that_is_no_database_is_said_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "voxgate.sqlite").write_bytes(b"not a database, whatever it is called" * 100)
+    done = Office(tmp_path).run("accounts", "list")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "not a database" in done.stderr

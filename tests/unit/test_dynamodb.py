@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,16 @@ from voxgate.errors import IdempotencyConflict, InsufficientQuota, Overloaded, R
 START = 1_795_262_400.0  # 2026-11-21 12:00 UTC
 
 
+def check_placeholders(request: dict[str, Any]) -> None:
+    """As the service does and moto, in a transaction, does not: what is given must be used."""
+    for write in request.get("TransactItems", [request]):
+        for part in [write, *(value for value in write.values() if isinstance(value, dict))]:
+            said = " ".join(str(part.get(f"{kind}Expression", "")) for kind in ("Update", "Condition", "KeyCondition"))
+            used = set(re.findall(r"[#:]\w+", said))
+            given = {*part.get("ExpressionAttributeNames", ()), *part.get("ExpressionAttributeValues", ())}
+            assert given <= used, f"unused: {given - used}"
+
+
 class Client:
     """A client that counts its calls. moto is not atomic under threads, so one call at a time."""
 
@@ -49,6 +60,7 @@ class Client:
 
         def call(**request: Any) -> Any:
             self.before(name)
+            check_placeholders(request)
             with self._lock:
                 self.calls.append(name)
                 return attribute(**request)
