@@ -168,6 +168,7 @@ class FailureClass(StrEnum):
     RATE_LIMIT = "rate_limit"  # not now: see retry_after
     TRANSIENT = "transient"  # a crash, a timeout, a broken answer
     UNSUPPORTED = "unsupported"  # this one cannot, another may
+    OVERLOADED = "overloaded"  # our own engine's queue is full
 
 
 class ProviderError(Exception):

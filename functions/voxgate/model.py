@@ -35,13 +35,17 @@ class Feature(StrEnum):
     """What a deployment may or may not be able to do beyond turning speech into text."""
 
     WORDS = "words"
+    SEGMENTS = "segments"
     PROMPT = "prompt"
     TEMPERATURE = "temperature"
+    LANGUAGE = "language"  # takes the language as a hint
     LOGPROBS = "logprobs"
     DIARIZATION = "diarization"
     KEYWORDS = "keywords"
     CHUNKING = "chunking"
-    LANGUAGES = "languages"
+    LANGUAGES = "several_languages"
+    STREAMING = "streaming"
+    TRANSLATION = "translation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,24 @@ class Segment:
     avg_logprob: float | None = None
     compression_ratio: float | None = None
     no_speech_prob: float | None = None
+    speaker: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    token: str
+    logprob: float
+    bytes: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a provider that bills by tokens counted."""
+
+    input: int
+    output: int
+    text: int | None = None
+    audio: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +99,8 @@ class Transcript:
     language: str | None = None
     segments: tuple[Segment, ...] | None = None
     words: tuple[Word, ...] | None = None
+    logprobs: tuple[Logprob, ...] | None = None
+    tokens: Tokens | None = None
 
     @property
     def confidence(self) -> float | None:
@@ -113,6 +137,7 @@ class TranscriptionRequest:
     temperature: float | None = None
     response_format: ResponseFormat = ResponseFormat.JSON
     granularities: frozenset[Granularity] = frozenset({Granularity.SEGMENT})
+    translate: bool = False
     keywords: tuple[str, ...] = ()
     routing: Routing = Routing()
     required: Mapping[Feature, str] = field(default_factory=dict)
@@ -133,10 +158,18 @@ class Capabilities:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheHit:
+    """An answer out of the cache, by its key there."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """A finished transcription, with what the contracts say about how it came about.
 
-    `created` is unix seconds, `latency` the seconds the serving provider took.
+    `created` is unix seconds, `latency` the seconds the serving provider took. `converted` is the
+    container that the audio was made into for it, None where it took what came.
     """
 
     id: str
@@ -147,3 +180,6 @@ class Outcome:
     upstream_model: str
     language_style: str
     latency: float
+    attempts: int = 1
+    converted: str | None = None
+    hit: CacheHit | None = None

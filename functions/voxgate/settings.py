@@ -30,6 +30,8 @@ class Settings:
     whisper_compute_type: str = "default"
     inference_url: str = ""
     provider_timeout: float = 600.0
+    provider_connect_timeout: float = 5.0
+    provider_first_byte_timeout: float = 600.0
     request_timeout: float = 600.0
     max_audio_seconds: float = 4 * 3600.0
     engine_workers: int = 0  # 0: as many as suit the engine and the machine

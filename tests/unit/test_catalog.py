@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from voxgate.catalog import Catalog, load
+from conftest import ROOT
+from voxgate.audio import sniff
+from voxgate.audio.convert import TARGETS
+from voxgate.catalog import Catalog, Deployment, load
 from voxgate.errors import InvalidCatalog, ModelNotFound
+from voxgate.model import Feature
 
 GOOD = """
 [providers.self]
@@ -32,6 +38,41 @@ deployments = [
 deployments = [{ provider = "far", upstream_model = "one", price_per_minute = "0" }]
 """
 
+# Every key there is, each with another value than its default.
+RICH = """
+[providers.paid]
+kind = "openai"
+base_url = "https://paid.example/v1"
+api_key = "env:PAID_KEY"
+flavor = "mistral"
+
+[providers.stored]
+kind = "deepgram"
+base_url = "https://stored.example"
+api_key = "secret:voxgate/stored"
+
+[providers.near]
+kind = "inference"
+base_url = "http://near:8080"
+staged = true
+
+[providers.here]
+kind = "inference"
+
+[models.rich]
+aliases = ["r"]
+deployments = [
+  { provider = "paid", upstream_model = "p", price_per_minute = "0.006", hit_price_per_minute = "0.0001", minimum_seconds = "9.5", quantized = true, words = true, segments = false, response_format = "json", max_bytes = 26214400, max_seconds = 1400, containers = ["flac", "ogg"], languages = ["German", "en-US"], speed = 0.05 },
+  { provider = "stored", upstream_model = "s", price_per_minute = "0.0043" },
+  { provider = "near", upstream_model = "n", price_per_minute = "0.00001" },
+  { provider = "here", upstream_model = "h", price_per_minute = "0" },
+]
+
+[models.paid-only]
+aliases = ["po"]
+deployments = [{ provider = "paid", upstream_model = "q", price_per_minute = "1" }]
+"""  # noqa: E501
+
 
 def read(directory: Path, text: str, **environ: str) -> Catalog:
     file = directory / "catalog.toml"
@@ -44,6 +85,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     assert list(catalog.models) == ["whisper-large-v3", "whisper-1"]
     assert [p.name for p in catalog.providers] == ["self", "far"]
     near, far = catalog.providers
+    assert (near.api_key, near.flavor, near.staged) == ("", "", False)
     assert (near.kind, near.base_url, near.regions, near.eu_native) == (
         "inference",
         "http://gpu:8080",
@@ -58,6 +100,184 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
         ("far", "big", 1900, False),
     ]
     assert catalog.find("whisper-1").language_style == "name"
+
+
+def offers(catalog: Catalog) -> dict[str, Deployment]:
+    """Of the model `rich`, by provider."""
+    return {deployment.provider.name: deployment for deployment in catalog.find("rich").deployments}
+
+
+def test_every_key_of_a_provider_is_read(tmp_path: Path) -> None:
+    catalog = read(tmp_path, RICH, PAID_KEY="k")
+    entries = [(p.name, p.kind, p.base_url, p.api_key, p.flavor, p.staged) for p in catalog.providers]
+    assert entries == [
+        ("paid", "openai", "https://paid.example/v1", "env:PAID_KEY", "mistral", False),
+        ("stored", "deepgram", "https://stored.example", "secret:voxgate/stored", "", False),
+        ("near", "inference", "http://near:8080", "", "", True),
+        ("here", "inference", "", "", "", False),
+    ]
+
+
+def test_every_key_of_a_deployment_is_read(tmp_path: Path) -> None:
+    catalog = read(tmp_path, RICH, PAID_KEY="k")
+    assert offers(catalog)["paid"] == Deployment(
+        provider=catalog.providers[0],
+        upstream_model="p",
+        price=6000,
+        hit_price=100,
+        minimum=95,
+        quantized=True,
+        features=frozenset({Feature.WORDS, Feature.PROMPT, Feature.TEMPERATURE, Feature.LANGUAGE}),
+        languages=frozenset({"de", "en"}),
+        response_format="json",
+        max_bytes=26_214_400,
+        max_seconds=1400.0,
+        containers=frozenset({"flac", "ogg"}),
+        speed=0.05,
+    )
+    assert {field.name for field in fields(Deployment)} == {
+        "provider", "upstream_model", "price", "hit_price", "minimum", "quantized", "features", "languages",
+        "response_format", "max_bytes", "max_seconds", "containers", "speed",
+    }, "a key that is not tried above"  # fmt: skip
+
+
+def test_a_deployment_without_limits_has_none(tmp_path: Path) -> None:
+    plain = offers(read(tmp_path, RICH))["stored"]
+    assert (plain.minimum, plain.quantized, plain.response_format) == (0, False, "verbose_json")
+    assert (plain.languages, plain.max_bytes, plain.max_seconds, plain.containers, plain.speed) == (None,) * 5
+
+
+def test_what_a_deployment_offers_is_its_kinds_usual(tmp_path: Path) -> None:
+    found = offers(read(tmp_path, RICH))
+    assert found["stored"].features == frozenset({Feature.SEGMENTS, Feature.WORDS, Feature.LANGUAGE})
+    near = found["near"].features
+    assert near is not None
+    assert {Feature.WORDS, Feature.SEGMENTS, Feature.PROMPT, Feature.TEMPERATURE, Feature.LANGUAGE} <= near
+    assert near.isdisjoint({Feature.LOGPROBS, Feature.DIARIZATION, Feature.CHUNKING, Feature.LANGUAGES})
+    assert found["here"].features is None, "the engine itself is asked"
+
+
+@pytest.mark.parametrize("feature", list(Feature))
+@pytest.mark.parametrize("has", ["true", "false"])
+def test_each_feature_can_be_declared_and_denied(tmp_path: Path, feature: Feature, has: str) -> None:
+    entry = 'upstream_model = "s", '
+    declared = offers(read(tmp_path, RICH.replace(entry, f"{entry}{feature.value} = {has}, ")))["stored"].features
+    usual = frozenset({Feature.SEGMENTS, Feature.WORDS, Feature.LANGUAGE})
+    assert declared == (usual | {feature} if has == "true" else usual - {feature})
+
+
+@pytest.mark.parametrize(
+    "container", [sniff.WAV, sniff.FLAC, sniff.MP3, sniff.AAC, sniff.MP4, sniff.OGG, sniff.WEBM, sniff.MPEG]
+)
+def test_a_container_has_the_name_that_sniffing_gives_it(tmp_path: Path, container: sniff.Container) -> None:
+    text = RICH.replace('"flac", "ogg"', f'"{container.name}"')
+    assert offers(read(tmp_path, text, PAID_KEY="k"))["paid"].containers == frozenset({container.name})
+
+
+@pytest.mark.parametrize("kind", ["json", "verbose_json", "diarized_json"])
+def test_a_response_format_is_one_that_can_be_read(tmp_path: Path, kind: str) -> None:
+    text = RICH.replace('response_format = "json"', f'response_format = "{kind}"')
+    assert offers(read(tmp_path, text, PAID_KEY="k"))["paid"].response_format == kind
+
+
+# --- money -------------------------------------------------------------------------------------
+
+
+def test_an_answer_out_of_the_cache_costs_a_tenth_unless_the_entry_says_otherwise(tmp_path: Path) -> None:
+    found = offers(read(tmp_path, RICH.replace('price_per_minute = "0.00001"', 'price_per_minute = "0.000011"')))
+    assert (found["stored"].hit_price, found["near"].hit_price, found["here"].hit_price) == (430, 2, 0)
+    free = RICH.replace('hit_price_per_minute = "0.0001"', 'hit_price_per_minute = "0"')
+    assert offers(read(tmp_path, free, PAID_KEY="k"))["paid"].hit_price == 0
+
+
+@pytest.mark.parametrize(
+    ("duration", "billed", "cost", "hit"),
+    [(0.0, 95, 950, 16), (1.0, 95, 950, 16), (9.5, 95, 950, 16), (9.51, 96, 960, 16), (60.0, 600, 6000, 100)],
+)
+def test_a_request_is_billed_by_the_tenth_and_at_least_the_minimum(
+    tmp_path: Path, duration: float, billed: int, cost: int, hit: int
+) -> None:
+    paid = offers(read(tmp_path, RICH, PAID_KEY="k"))["paid"]
+    assert (paid.billable(duration), paid.cost(duration), paid.cost(duration, hit=True)) == (billed, cost, hit)
+
+
+# --- keys --------------------------------------------------------------------------------------
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "voxgate.catalog"]
+
+
+@pytest.mark.parametrize("environ", [{}, {"PAID_KEY": ""}, {"PAID_KEY": " \n"}, {"PAID": "k"}])
+def test_a_provider_without_its_key_is_left_out_with_one_log_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, environ: dict[str, str]
+) -> None:
+    with caplog.at_level(logging.INFO):
+        catalog = read(tmp_path, RICH, **environ)
+    assert lines(caplog) == ["the provider 'paid' is left out: PAID_KEY is not set"]
+    assert [p.name for p in catalog.providers] == ["stored", "near", "here"]
+    assert [d.provider.name for d in catalog.find("r").deployments] == ["stored", "near", "here"]
+
+
+@pytest.mark.parametrize("name", ["paid-only", "po", "paid/paid-only", "paid/rich"])
+def test_what_only_a_provider_without_its_key_serves_is_not_there(tmp_path: Path, name: str) -> None:
+    catalog = read(tmp_path, RICH)
+    assert list(catalog.models) == ["rich"]
+    with pytest.raises(ModelNotFound):
+        catalog.find(name)
+    assert read(tmp_path, RICH, PAID_KEY="k").find(name)
+
+
+def test_with_its_key_a_provider_is_there_and_nothing_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        catalog = read(tmp_path, RICH, PAID_KEY="the-key-itself")
+    assert list(catalog.models) == ["rich", "paid-only"]
+    assert lines(caplog) == []
+    assert "the-key-itself" not in repr(catalog.models), "what is read is where the key lies, not the key"
+
+
+def test_a_mistake_of_a_provider_without_its_key_is_still_one(tmp_path: Path) -> None:
+    with pytest.raises(InvalidCatalog, match=r"models\.paid-only\.deployments\[0\]\.wrds"):
+        read(tmp_path, RICH.replace('upstream_model = "q"', 'upstream_model = "q", wrds = true'))
+
+
+def test_names_stay_taken_where_their_provider_is_left_out(tmp_path: Path) -> None:
+    with pytest.raises(InvalidCatalog, match="the name 'r' is taken"):
+        read(tmp_path, RICH.replace('["po"]', '["r"]'))
+
+
+def test_a_catalogue_of_which_nothing_can_be_served_names_the_providers_without_keys(tmp_path: Path) -> None:
+    text = """
+[providers.b]
+kind = "openai"
+base_url = "http://b"
+api_key = "env:B"
+[providers.a]
+kind = "openai"
+base_url = "http://a"
+api_key = "env:A"
+[models.m]
+deployments = [
+  { provider = "b", upstream_model = "m", price_per_minute = "0" },
+  { provider = "a", upstream_model = "m", price_per_minute = "0" },
+]
+"""
+    with pytest.raises(InvalidCatalog) as caught:
+        read(tmp_path, text)
+    message = f"{tmp_path / 'catalog.toml'}: models: none can be served: there is no API key for a, b."
+    assert str(caught.value) == message
+    assert [d.provider.name for d in read(tmp_path, text, A="k").find("m").deployments] == ["a"]
+
+
+@pytest.mark.parametrize("text", ["sk-proj-0123456789", "env:", "secret:", "ENV:PAID_KEY", "file:/sk-proj-0123456789"])
+def test_a_key_in_the_file_is_refused_and_not_repeated(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InvalidCatalog) as caught:
+        read(tmp_path, RICH.replace("env:PAID_KEY", text))
+    assert str(caught.value).startswith(f"{tmp_path / 'catalog.toml'}: providers.paid.api_key: ")
+    assert "'env:NAME' or 'secret:ID'" in str(caught.value)
+    assert "0123456789" not in str(caught.value)
 
 
 def test_an_address_whose_variable_is_not_set_means_this_process(tmp_path: Path) -> None:
@@ -156,20 +376,69 @@ MISTAKES = [
     ('"0"', '"NaN"', f"{FAR}.price_per_minute", "whole micro-dollars"),
     ('"0"', '"inf"', f"{FAR}.price_per_minute", "whole micro-dollars"),
     ('"0"', '"1e999999"', f"{FAR}.price_per_minute", "no amount of whole micro-dollars"),
-    ('"0" }', '"0", words = true }', f"{FAR}.words", "is not a known key"),
+    ('"0" }', '"0", wrds = true }', f"{FAR}.wrds", "is not a known key"),
+    ('"0" }', '"0", words = 1 }', f"{FAR}.words", "is not a bool"),
     ("[providers.self]", "[provider.self]", "provider", "is not a known key"),
     ("[models.whisper-1]", "[model.whisper-1]", "model", "is not a known key"),
     ("\n[providers.self]", "\nversion = 1\n[providers.self]", "version", "is not a known key"),
 ]
+PAID, RICHEST = "providers.paid", "models.rich.deployments[0]"
+BYTES, SECONDS, SPEED = "max_bytes = 26214400", "max_seconds = 1400", "speed = 0.05"
+RICH_MISTAKES = [
+    ('"env:PAID_KEY"', "1", f"{PAID}.api_key", "is not a str"),
+    ('"mistral"', '"whisper"', f"{PAID}.flavor", "'whisper' is none of mistral"),
+    ('"mistral"', "true", f"{PAID}.flavor", "is not a str"),
+    (
+        'api_key = "secret:voxgate/stored"',
+        'flavor = "mistral"',
+        "providers.stored.flavor",
+        "mistral",  # there is no such adapter
+    ),
+    ("staged = true", 'staged = "bucket"', "providers.near.staged", "is not a bool"),
+    ('base_url = "https://paid.example/v1"', "", f"{PAID}.base_url", "is missing"),
+    ('"https://paid.example/v1"', '"env:PAID_URL"', f"{PAID}.base_url", "is missing"),
+    ('"https://paid.example/v1"', '"ftp://paid.example"', f"{PAID}.base_url", "is no http or https address"),
+    ('"https://paid.example/v1"', '"paid.example/v1"', f"{PAID}.base_url", "is no http or https address"),
+    ('"https://paid.example/v1"', '"https:///v1"', f"{PAID}.base_url", "is no http or https address"),
+    ('"https://paid.example/v1"', '"https://["', f"{PAID}.base_url", "is no http or https address"),
+    ('"https://paid.example/v1"', '"https://paid.example:x/v1"', f"{PAID}.base_url", "is no http or https address"),
+    ('"0.0001"', '"a tenth"', f"{RICHEST}.hit_price_per_minute", "'a tenth' is no amount of whole micro-dollars"),
+    ('"0.0001"', "0.0001", f"{RICHEST}.hit_price_per_minute", "is not a str"),
+    ('"0.0001"', '""', f"{RICHEST}.hit_price_per_minute", "'' is no amount of whole micro-dollars"),
+    ('"9.5"', '"9.55"', f"{RICHEST}.minimum_seconds", "'9.55' is no number of seconds in whole tenths"),
+    ('"9.5"', '"-1"', f"{RICHEST}.minimum_seconds", "'-1' is no number of seconds in whole tenths"),
+    ('"9.5"', "10", f"{RICHEST}.minimum_seconds", "is not a str"),
+    ("quantized = true", 'quantized = "int8"', f"{RICHEST}.quantized", "is not a bool"),
+    ("segments = false", 'segments = "no"', f"{RICHEST}.segments", "is not a bool"),
+    ('"json"', '"srt"', f"{RICHEST}.response_format", "'srt' is none of verbose_json, json, diarized_json"),
+    ('"json"', "1", f"{RICHEST}.response_format", "is not a str"),
+    (BYTES, 'max_bytes = "25 MB"', f"{RICHEST}.max_bytes", "is not a int"),
+    (BYTES, "max_bytes = true", f"{RICHEST}.max_bytes", "is not a int"),
+    (BYTES, "max_bytes = -1", f"{RICHEST}.max_bytes", ""),
+    (SECONDS, 'max_seconds = "1400"', f"{RICHEST}.max_seconds", "is not a int"),
+    (SECONDS, "max_seconds = -1", f"{RICHEST}.max_seconds", ""),
+    ('["flac", "ogg"]', '"flac"', f"{RICHEST}.containers", "is not a list"),
+    ('["flac", "ogg"]', "[1]", f"{RICHEST}.containers", "is not a list of strings"),
+    ('"flac", "ogg"', '"flac", "opus"', f"{RICHEST}.containers", "'opus' is none of wav, flac"),
+    ('["German", "en-US"]', '"German"', f"{RICHEST}.languages", "is not a list"),
+    ('"German"', '"Klingon"', f"{RICHEST}.languages", "'Klingon' is no language"),
+    (SPEED, 'speed = "fast"', f"{RICHEST}.speed", "is not a float"),
+    (SPEED, "speed = -0.1", f"{RICHEST}.speed", ""),
+    (SPEED, "speed = nan", f"{RICHEST}.speed", ""),
+    (SPEED, "speed = inf", f"{RICHEST}.speed", ""),
+]
+ALL_MISTAKES = [(GOOD, *mistake) for mistake in MISTAKES] + [(RICH, *mistake) for mistake in RICH_MISTAKES]
 
 
 @pytest.mark.parametrize(
-    ("good", "bad", "key", "reason"), MISTAKES, ids=[f"{key}: {reason}" for _, _, key, reason in MISTAKES]
+    ("text", "good", "bad", "key", "reason"), ALL_MISTAKES, ids=[f"{m[3]}: {m[4] or m[2]}" for m in ALL_MISTAKES]
 )
-def test_a_mistake_is_named_by_file_key_and_reason(tmp_path: Path, good: str, bad: str, key: str, reason: str) -> None:
-    assert GOOD.count(good) == 1
+def test_a_mistake_is_named_by_file_key_and_reason(
+    tmp_path: Path, text: str, good: str, bad: str, key: str, reason: str
+) -> None:
+    assert text.count(good) == 1
     with pytest.raises(InvalidCatalog) as caught:
-        read(tmp_path, GOOD.replace(good, bad))
+        read(tmp_path, text.replace(good, bad))
     assert str(caught.value).startswith(f"{tmp_path / 'catalog.toml'}: {key}: ")
     assert reason in str(caught.value)
 
@@ -217,12 +486,135 @@ WELL_KNOWN = [
 
 @pytest.mark.parametrize("shipped", ["", "local"])
 @pytest.mark.parametrize("name", WELL_KNOWN)
-def test_the_shipped_catalogue_serves_the_well_known_names_here(shipped: str, name: str) -> None:
+def test_the_local_catalogue_serves_the_well_known_names_here(shipped: str, name: str) -> None:
     catalog = load(shipped, {})
     assert [entry.name for entry in catalog.providers] == ["embedded"]
     assert catalog.find(name).deployments[0].provider.base_url == ""
     assert catalog.find(f"embedded/{name}").id == catalog.find(name).id
 
 
-def test_the_shipped_catalogue_can_be_served_by_another_machine() -> None:
+def test_the_local_catalogue_can_be_served_by_another_machine() -> None:
     assert load("", {"VOXGATE_INFERENCE_URL": "http://gpu"}).providers[0].base_url == "http://gpu"
+
+
+# --- the catalogue for deployments ---------------------------------------------------------------
+
+KEYS = {
+    "OPENAI_API_KEY": "k1",
+    "GROQ_API_KEY": "k2",
+    "OVH_AI_ENDPOINTS_ACCESS_TOKEN": "k3",
+    "SCW_SECRET_KEY": "k4",
+    "MISTRAL_API_KEY": "k5",
+    "DEEPGRAM_API_KEY": "k6",
+}
+# Micro-dollars a minute, by model, provider and what that calls it.
+LIST_PRICES = {
+    ("whisper-1", "openai", "whisper-1"): 6000,
+    ("gpt-4o-transcribe", "openai", "gpt-4o-transcribe"): 6000,
+    ("gpt-4o-mini-transcribe", "openai", "gpt-4o-mini-transcribe"): 3000,
+    ("gpt-transcribe", "openai", "gpt-transcribe"): 4500,
+    ("whisper-large-v3", "groq", "whisper-large-v3"): 1850,
+    ("whisper-large-v3-turbo", "groq", "whisper-large-v3-turbo"): 670,
+    ("lmp-stt-20241013", "groq", "whisper-large-v3"): 1850,
+    ("deepgram-nova-3", "deepgram", "nova-3"): 4300,
+    ("voxtral-mini", "mistral", "voxtral-mini-latest"): 3000,
+}
+
+
+def test_the_default_catalogue_has_every_model_and_every_provider() -> None:
+    catalog = load("default", KEYS)
+    assert set(catalog.models) == {
+        "embedded", "whisper-1", "whisper-large-v3", "whisper-large-v3-turbo", "gpt-4o-transcribe",
+        "gpt-4o-mini-transcribe", "gpt-transcribe", "gpt-4o-transcribe-diarize", "deepgram-nova-3", "voxtral-mini",
+        "lmp-stt-20241013",
+    }  # fmt: skip
+    assert catalog.find("nova-3").id == "deepgram-nova-3"
+    assert {p.name for p in catalog.providers} == {
+        "self", "openai", "groq", "ovh", "scaleway", "mistral", "deepgram",
+    }  # fmt: skip
+    assert {p.name for p in catalog.providers if p.eu_native} == {"self", "ovh", "scaleway", "mistral"}
+    assert {p.name for p in catalog.providers if not p.api_key} == {"self"}
+
+
+@pytest.mark.parametrize(("model", "provider", "upstream"), LIST_PRICES)
+def test_the_default_catalogue_has_the_list_prices(model: str, provider: str, upstream: str) -> None:
+    (found,) = load("default", KEYS).find(f"{provider}/{model}").deployments
+    assert (found.upstream_model, found.price) == (upstream, LIST_PRICES[model, provider, upstream])
+    assert found.hit_price == -(-found.price // 10)
+
+
+def test_no_other_price_of_the_default_catalogue_undercuts_a_list_price_by_mistake() -> None:
+    priced = {
+        (d.provider.name, d.upstream_model, d.price)
+        for model in load("default", KEYS).models.values()
+        for d in model.deployments
+        if d.provider.name in ("openai", "groq", "deepgram", "mistral")
+    }
+    listed = {(provider, upstream, price) for (_, provider, upstream), price in LIST_PRICES.items()}
+    assert priced - listed == {("openai", "gpt-4o-transcribe-diarize", 6000)}
+
+
+def test_without_any_key_the_default_catalogue_serves_what_this_process_can(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        catalog = load("default", {})
+    assert lines(caplog) == [
+        f"the provider '{name}' is left out: {key} is not set"
+        for name, key in zip(["openai", "groq", "ovh", "scaleway", "mistral", "deepgram"], KEYS, strict=True)
+    ]
+    assert [p.name for p in catalog.providers] == ["self"]
+    assert catalog.find("embedded").deployments[0].provider.base_url == ""
+    assert set(catalog.models) == {
+        "embedded", "whisper-1", "whisper-large-v3", "whisper-large-v3-turbo", "lmp-stt-20241013",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_one_key_brings_its_provider_alone(key: str) -> None:
+    assert len(load("default", {key: "k"}).providers) == 2
+
+
+def test_what_the_default_catalogues_deployments_can() -> None:
+    catalog = load("default", KEYS)
+
+    def having(feature: Feature) -> set[str]:
+        deployments = [d for model in catalog.models.values() for d in model.deployments]
+        return {d.id for d in deployments if d.features and feature in d.features}
+
+    whispers = {"openai/whisper-1", "groq/whisper-large-v3"}
+    assert having(Feature.WORDS) == whispers | {
+        "groq/whisper-large-v3-turbo", "ovh/whisper-large-v3", "ovh/whisper-large-v3-turbo", "deepgram/nova-3",
+    }  # fmt: skip
+    assert having(Feature.TRANSLATION) == whispers
+    assert having(Feature.LOGPROBS) == {"openai/gpt-4o-transcribe", "openai/gpt-4o-mini-transcribe"}
+    assert having(Feature.DIARIZATION) == {
+        "openai/gpt-4o-transcribe-diarize", "deepgram/nova-3", "mistral/voxtral-mini-latest",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("file", ["default", str(ROOT / "docs" / "catalog-eu.toml")])
+def test_every_deployment_takes_a_file_that_audio_can_be_made_into(file: str) -> None:
+    made = {container.name for container in TARGETS}
+    for model in load(file, KEYS).models.values():
+        for deployment in model.deployments:
+            assert deployment.containers is None or deployment.containers & made
+
+
+# --- the example for an operator in the EU -------------------------------------------------------
+
+EU = str(ROOT / "docs" / "catalog-eu.toml")
+
+
+@pytest.mark.parametrize("name", ["whisper-large-v3", "whisper-1", "lmp-stt-20241013"])
+def test_the_eu_example_serves_the_well_known_names_by_eu_providers_alone(name: str) -> None:
+    catalog = load(EU, KEYS)
+    assert [(d.provider.name, d.price) for d in catalog.find(name).deployments] == [
+        ("ovh", 3000), ("scaleway", 3000), ("self", 4000),
+    ]  # fmt: skip
+    assert all(p.eu_native and p.regions == ("eu",) for p in catalog.providers)
+
+
+def test_the_eu_example_works_offline_too(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        catalog = load(EU, {})
+    assert [p.name for p in catalog.providers] == ["self"]
+    assert len(lines(caplog)) == 2

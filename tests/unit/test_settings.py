@@ -17,6 +17,8 @@ GIVEN: dict[str, tuple[str, object]] = {
     "whisper_compute_type": ("int8", "int8"),
     "inference_url": ("http://inference:8080", "http://inference:8080"),
     "provider_timeout": ("12.5", 12.5),
+    "provider_connect_timeout": ("0.5", 0.5),
+    "provider_first_byte_timeout": ("30", 30.0),
     "request_timeout": ("60", 60.0),
     "max_audio_seconds": ("1400", 1400.0),
     "engine_workers": ("3", 3),

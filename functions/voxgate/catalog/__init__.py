@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, DecimalException
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
+from voxgate import languages
 from voxgate.errors import InvalidCatalog, ModelNotFound
+from voxgate.model import Feature
+
+logger = logging.getLogger(__name__)
 
 LanguageStyle = Literal["name", "code"]
 _T = TypeVar("_T")
-_KINDS = ("inference",)
+_KINDS = ("inference", "openai", "deepgram")
+_FLAVORS = ("", "mistral")
+_FORMATS = ("verbose_json", "json", "diarized_json")
+_CONTAINERS = ("wav", "flac", "mp3", "aac", "mp4", "ogg", "webm", "mpeg")
+# What a deployment has unless its entry says otherwise, by its provider's kind.
+_USUAL = {
+    "inference": frozenset(Feature)
+    - {Feature.LOGPROBS, Feature.DIARIZATION, Feature.CHUNKING, Feature.LANGUAGES, Feature.STREAMING},
+    "openai": frozenset({Feature.SEGMENTS, Feature.PROMPT, Feature.TEMPERATURE, Feature.LANGUAGE}),
+    "deepgram": frozenset({Feature.SEGMENTS, Feature.WORDS, Feature.LANGUAGE}),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderEntry:
-    """`base_url` is resolved already; empty means the engine of this process."""
+    """`base_url` is resolved already; empty means the engine of this process. `api_key` is a reference,
+    `env:NAME` or `secret:ID`, never a key. `flavor` is what a kind's copy made of its wire format;
+    `staged` ones are given a reference to the audio where there is a bucket."""
 
     name: str
     kind: str
     base_url: str = ""
+    api_key: str = ""
+    flavor: str = ""
+    staged: bool = False
     regions: tuple[str, ...] = ()
     eu_native: bool = False
 
@@ -31,21 +52,35 @@ class ProviderEntry:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
     """One provider's offer of a model. `price` is in micro-dollars a minute of audio, `minimum` the
-    tenths of a second that a request is billed at least."""
+    tenths of a second that a request is billed at least; `hit_price` is that of an answer out of the
+    cache. `features` and `languages` are None where the engine itself is asked. `speed` is the
+    seconds that it takes for one of audio, until that is measured."""
 
     provider: ProviderEntry
     upstream_model: str
     price: int
+    hit_price: int = 0
     minimum: int = 0
     quantized: bool = False
+    features: frozenset[Feature] | None = None
+    languages: frozenset[str] | None = None
+    response_format: str = "verbose_json"
+    max_bytes: int | None = None
+    max_seconds: float | None = None
+    containers: frozenset[str] | None = None
+    speed: float | None = None
+
+    @property
+    def id(self) -> str:
+        return f"{self.provider.name}/{self.upstream_model}"
 
     def billable(self, duration: float) -> int:
         """Tenths of a second."""
         return max(started_tenths(duration), self.minimum)
 
-    def cost(self, duration: float) -> int:
+    def cost(self, duration: float, *, hit: bool = False) -> int:
         """Micro-dollars, rounded up to a whole one."""
-        return -(-self.price * self.billable(duration) // 600)
+        return -(-(self.hit_price if hit else self.price) * self.billable(duration) // 600)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +89,19 @@ class Model:
     deployments: tuple[Deployment, ...]
     aliases: tuple[str, ...] = ()
     language_style: LanguageStyle = "name"
+
+    def without(self, providers: set[str]) -> Model | None:
+        """The model less those providers' deployments; None where nothing is left."""
+        left = tuple(d for d in self.deployments if d.provider.name not in providers)
+        return replace(self, deployments=left) if left else None
+
+
+def _is_address(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        return url.scheme in ("http", "https") and bool(url.hostname) and (url.port is None or url.port > 0)
+    except ValueError:
+        return False
 
 
 def started_tenths(duration: float) -> int:
@@ -73,6 +121,15 @@ class Catalog:
         entries = {d.provider.name: d.provider for model in self.models.values() for d in model.deployments}
         return list(entries.values())
 
+    @property
+    def offers(self) -> dict[str, dict[str, Deployment]]:
+        """Deployments by their id, each by the models that it serves, which have their own prices for it."""
+        offers: dict[str, dict[str, Deployment]] = {}
+        for model in self.models.values():
+            for deployment in model.deployments:
+                offers.setdefault(deployment.id, {})[model.id] = deployment
+        return offers
+
     def find(self, name: str) -> Model:
         """The model of that id or alias; `provider/model` is that model with that provider's
         deployments alone. Raises `ModelNotFound`."""
@@ -83,7 +140,7 @@ class Catalog:
             model = self._by_name[rest]
             chosen = tuple(d for d in model.deployments if d.provider.name == provider)
             if chosen:
-                return Model(id=model.id, deployments=chosen, language_style=model.language_style)
+                return replace(model, deployments=chosen)
         raise ModelNotFound(f"The model '{name[:200]}' does not exist; GET /v1/models lists them.", param="model")
 
 
@@ -116,6 +173,7 @@ class _Reader:
         self._nothing_left("", document)
         providers = {name: self._provider(f"providers.{name}", name, entry) for name, entry in tables[0].items()}
         models = [self._model(f"models.{name}", name, entry, providers) for name, entry in tables[1].items()]
+        without = {name for name, provider in providers.items() if self._lacks_key(provider)}
         names: set[str] = set()
         for model in models:
             for name in (model.id, *model.aliases):
@@ -124,20 +182,37 @@ class _Reader:
                 names.add(name)
         if not models:
             raise self._wrong("models", "there is none")
-        return Catalog(models)
+        usable = [left for model in models if (left := model.without(without))]
+        if not usable:
+            raise self._wrong("models", f"none can be served: there is no API key for {', '.join(sorted(without))}")
+        return Catalog(usable)
+
+    def _lacks_key(self, provider: ProviderEntry) -> bool:
+        if not provider.api_key.startswith("env:") or self._environ.get(provider.api_key[4:], "").strip():
+            return False
+        logger.warning("the provider '%s' is left out: %s is not set", provider.name, provider.api_key[4:])
+        return True
 
     def _provider(self, key: str, name: str, entry: Any) -> ProviderEntry:
         entry = self._table(key, entry)
         provider = ProviderEntry(
             name=name,
             kind=self._take(key, entry, "kind", str),
-            base_url=self._secret(key, self._take(key, entry, "base_url", str, "")),
+            base_url=self._resolved(self._take(key, entry, "base_url", str, "")),
+            api_key=self._reference(f"{key}.api_key", self._take(key, entry, "api_key", str, "")),
+            flavor=self._one_of(f"{key}.flavor", self._take(key, entry, "flavor", str, ""), _FLAVORS),
+            staged=self._take(key, entry, "staged", bool, False),
             regions=tuple(self._strings(key, entry, "regions")),
             eu_native=self._take(key, entry, "eu_native", bool, False),
         )
-        if provider.kind not in _KINDS:
-            raise self._wrong(f"{key}.kind", f"'{provider.kind}' is none of {', '.join(_KINDS)}")
+        self._one_of(f"{key}.kind", provider.kind, _KINDS)
         self._nothing_left(key, entry)
+        if provider.flavor and provider.kind != "openai":
+            raise self._wrong(f"{key}.flavor", f"'{provider.flavor}' is for the kind 'openai' alone")
+        if provider.base_url and not _is_address(provider.base_url):
+            raise self._wrong(f"{key}.base_url", "is no http or https address")
+        if not provider.base_url and provider.kind != "inference":
+            raise self._wrong(f"{key}.base_url", "is missing: only the kind 'inference' can be this process's engine")
         return provider
 
     def _model(self, key: str, name: str, entry: Any, providers: Mapping[str, ProviderEntry]) -> Model:
@@ -161,18 +236,73 @@ class _Reader:
 
     def _deployment(self, key: str, entry: Any, providers: Mapping[str, ProviderEntry]) -> Deployment:
         entry = self._table(key, entry)
-        provider = self._take(key, entry, "provider", str)
-        if provider not in providers:
-            raise self._wrong(f"{key}.provider", f"there is no provider '{provider}'")
+        name = self._take(key, entry, "provider", str)
+        if name not in providers:
+            raise self._wrong(f"{key}.provider", f"there is no provider '{name}'")
+        provider = providers[name]
+        price = self._price(f"{key}.price_per_minute", self._take(key, entry, "price_per_minute", str))
+        hit = entry.get("hit_price_per_minute")
+        containers = self._strings(key, entry, "containers")
+        for container in containers:
+            self._one_of(f"{key}.containers", container, _CONTAINERS)
+        spoken = self._strings(key, entry, "languages")
         deployment = Deployment(
-            provider=providers[provider],
+            provider=provider,
             upstream_model=self._take(key, entry, "upstream_model", str),
-            price=self._price(f"{key}.price_per_minute", self._take(key, entry, "price_per_minute", str)),
+            price=price,
+            hit_price=-(-price // 10)
+            if hit is None
+            else self._price(f"{key}.hit_price_per_minute", self._take(key, entry, "hit_price_per_minute", str)),
             minimum=self._tenths(f"{key}.minimum_seconds", self._take(key, entry, "minimum_seconds", str, "0")),
             quantized=self._take(key, entry, "quantized", bool, False),
+            features=self._features(key, entry, provider),
+            languages=frozenset(self._language(f"{key}.languages", text) for text in spoken) or None,
+            response_format=self._one_of(
+                f"{key}.response_format", self._take(key, entry, "response_format", str, "verbose_json"), _FORMATS
+            ),
+            max_bytes=self._count(key, entry, "max_bytes"),
+            max_seconds=self._count(key, entry, "max_seconds"),
+            containers=frozenset(containers) or None,
+            speed=self._speed(key, entry),
         )
         self._nothing_left(key, entry)
         return deployment
+
+    def _features(self, key: str, entry: dict[str, Any], provider: ProviderEntry) -> frozenset[Feature] | None:
+        usual = _USUAL[provider.kind]
+        said = {feature: self._take(key, entry, feature.value, bool, feature in usual) for feature in Feature}
+        if not provider.base_url:
+            return None  # the engine knows best
+        return frozenset(feature for feature, has in said.items() if has)
+
+    def _count(self, key: str, entry: dict[str, Any], name: str) -> int | None:
+        if name not in entry:
+            return None
+        value = self._take(key, entry, name, int)
+        if isinstance(value, bool):
+            raise self._wrong(f"{key}.{name}", "is not a int")
+        if value < 1:
+            raise self._wrong(f"{key}.{name}", "is no whole number of at least 1")
+        return value
+
+    def _speed(self, key: str, entry: dict[str, Any]) -> float | None:
+        if "speed" not in entry:
+            return None
+        value = self._take(key, entry, "speed", float)
+        if not 0 < value < float("inf"):
+            raise self._wrong(f"{key}.speed", "is no number of seconds above 0")
+        return value
+
+    def _language(self, key: str, text: str) -> str:
+        code = languages.parse(text)
+        if code is None:
+            raise self._wrong(key, f"'{text}' is no language")
+        return code
+
+    def _one_of(self, key: str, value: str, known: tuple[str, ...]) -> str:
+        if value not in known:
+            raise self._wrong(key, f"'{value}' is none of {', '.join(filter(None, known))}")
+        return value
 
     def _price(self, key: str, text: str) -> int:
         return self._scaled(key, text, 1_000_000, "amount of whole micro-dollars")
@@ -189,8 +319,15 @@ class _Reader:
             raise self._wrong(key, f"'{text}' is no {what}")
         return int(value)
 
-    def _secret(self, key: str, text: str) -> str:
+    def _resolved(self, text: str) -> str:
         return self._environ.get(text[4:], "") if text.startswith("env:") else text
+
+    def _reference(self, key: str, text: str) -> str:
+        kind, _, name = text.partition(":")
+        if text and (kind not in ("env", "secret") or not name):
+            # The value is not repeated: it may be the key.
+            raise self._wrong(key, "must be 'env:NAME' or 'secret:ID': keys are not kept in this file")
+        return text
 
     def _table(self, key: str, entry: Any) -> dict[str, Any]:
         if not isinstance(entry, dict):
