@@ -45,11 +45,11 @@ def opened(source: str | BinaryIO, demuxer: str) -> Iterator[tuple[InputContaine
         raise UnusableAudio(_UNREADABLE) from error
 
 
-def decode(path: str, demuxer: str, *, max_seconds: float) -> Iterator[bytes]:
+def decode(source: str | BinaryIO, demuxer: str, *, max_seconds: float) -> Iterator[bytes]:
     """Yield the audio track's samples. Raises `UnusableAudio` for a file that has none, that is
     damaged beyond use, or that lasts longer than `max_seconds`."""
     left = max_seconds * _BYTES_PER_SECOND
-    with opened(path, demuxer) as (container, stream):
+    with opened(source, demuxer) as (container, stream):
         for pcm in _resampled(_frames(container, stream)):
             left -= len(pcm)
             if left < 0:

@@ -6,28 +6,46 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from voxgate.audio.sniff import Container
+from voxgate.catalog import Deployment
 from voxgate.model import Capabilities, Transcript, TranscriptionRequest
 from voxgate.receive import Upload
+
+# Whoever reads an extension (many do, and refuse what they do not know) gets one that fits.
+_EXTENSIONS = {"aac": "m4a"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One attempt: the request, the provider's own name for the model, and the audio, which
-    lasts `duration` seconds."""
+    """One attempt: the request, who is to serve it, and the audio, which lasts `duration` seconds.
+    `reference` is where the audio is staged, for a provider that fetches it by itself."""
 
     request: TranscriptionRequest
-    upstream_model: str
+    deployment: Deployment
     audio: Upload
     container: Container
     duration: float
+    reference: str | None = None
+
+    @property
+    def file_name(self) -> str:
+        return f"audio.{_EXTENSIONS.get(self.container.name, self.container.name)}"
 
 
 class Provider(Protocol):
-    """`transcribe` raises `ProviderError`, whose class says what the failure means, or
-    `Overloaded` where its queue is full."""
+    """`transcribe` raises `ProviderError`, whose class says what the failure means, or `Overloaded`
+    where its queue is full."""
 
-    async def capabilities(self) -> Capabilities: ...
+    async def capabilities(self) -> Capabilities | None:
+        """What it can do; None where the catalogue says."""
 
     async def transcribe(self, call: Call) -> Transcript: ...
 
     async def close(self) -> None: ...
+
+
+class Secrets(Protocol):
+    async def get(self, reference: str) -> str:
+        """The secret that `env:NAME` or `secret:ID` means. Raises `ProviderError` where there is none."""
+
+    def forget(self, reference: str) -> None:
+        """Ask for it anew the next time."""

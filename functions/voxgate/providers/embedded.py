@@ -29,6 +29,7 @@ class EmbeddedProvider:
                 prompt=request.prompt,
                 temperature=request.temperature,
                 words=request.words,
+                translate=request.translate,
                 keywords=request.keywords,
             )
         )

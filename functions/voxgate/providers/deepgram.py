@@ -1,0 +1,93 @@
+"""Deepgram's `POST /v1/listen`: https://developers.deepgram.com/reference/speech-to-text/listen-pre-recorded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from voxgate import languages
+from voxgate.errors import FailureClass, ProviderError
+from voxgate.model import Feature, Segment, Transcript, Word
+from voxgate.providers import Call
+from voxgate.providers.http import WireAnswer, WireRequest, failure_of, json_of
+from voxgate.providers.openai import number, passed_on, shown, time_of
+
+
+class DeepgramAdapter:
+    """The audio is the body. Utterances are its segments, and words come with their confidence."""
+
+    def build_request(self, call: Call, api_key: str) -> WireRequest:
+        request, features = call.request, call.deployment.features or frozenset()
+        query = [
+            ("model", call.deployment.upstream_model),
+            ("smart_format", "true"),
+            ("punctuate", "true"),
+            ("utterances", "true"),
+        ]
+        query.append(("language", request.language) if request.language else ("detect_language", "true"))
+        if Feature.DIARIZATION in features and Feature.DIARIZATION in request.required:
+            query.append(("diarize", "true"))
+        if Feature.KEYWORDS in features:
+            query += [("keyterm", keyword) for keyword in request.keywords]
+        query += passed_on(call, query)
+        return WireRequest(path="v1/listen", headers={"authorization": f"Token {api_key}"}, query=tuple(query))
+
+    def parse_response(self, answer: WireAnswer, call: Call) -> Transcript:
+        if answer.status != 200:
+            raise _failed(answer)
+        results = json_of(answer.body)["results"]
+        channel = results["channels"][0]
+        heard = channel["alternatives"][0]
+        spoken = channel.get("detected_language")
+        utterances = results.get("utterances")
+        return Transcript(
+            text=_text(heard["transcript"]),
+            duration=call.duration,
+            language=languages.parse(spoken) if isinstance(spoken, str) else call.request.language,
+            segments=None if utterances is None else tuple(map(_utterance, utterances)),
+            words=None if heard.get("words") is None else tuple(map(_word, heard["words"])),
+        )
+
+
+def _utterance(value: dict[str, Any]) -> Segment:
+    return Segment(
+        start=time_of(value["start"]),
+        end=time_of(value["end"]),
+        text=_text(value["transcript"]),
+        words=tuple(map(_word, value.get("words") or ())),
+        speaker=None if value.get("speaker") is None else str(value["speaker"]),
+    )
+
+
+def _word(value: dict[str, Any]) -> Word:
+    return Word(
+        _text(value.get("punctuated_word") or value["word"]),
+        time_of(value["start"]),
+        time_of(value["end"]),
+        number(value.get("confidence")),
+    )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a text is not text")
+    return value
+
+
+def _failed(answer: WireAnswer) -> ProviderError:
+    message = ""
+    try:
+        body = json_of(answer.body)
+        if isinstance(body, dict):
+            message = shown(body.get("err_msg") or body.get("message"))
+    except ValueError:
+        pass
+    failure = failure_of(answer.status)
+    if answer.status == 422:
+        failure = FailureClass.TRANSIENT  # the upload was incomplete: ours to repeat
+    return ProviderError(
+        failure,
+        message or f"The provider answered {answer.status}.",
+        status=answer.status,
+        param="file" if failure is FailureClass.CALLER_FAULT else None,
+        retry_after=answer.retry_after,
+    )

@@ -1,0 +1,206 @@
+"""Providers over HTTP: one client that knows no wire format, around adapters that do no I/O.
+
+What comes back is untrusted: its size, its time and its shape are bounded here, and every way in
+which it can fail is one `ProviderError`.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import httpx
+
+from voxgate import __version__
+from voxgate.errors import FailureClass, ProviderError
+from voxgate.model import Capabilities, Transcript
+from voxgate.providers import Call, Secrets
+
+_MOST_ANSWER = 64 * 1024 * 1024
+_MOST_WAIT = 24 * 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WireRequest:
+    """A request without its audio. With `form` the audio is the part `file_field` after these fields;
+    without it the audio is the body. Without `with_file` the form says where the audio is."""
+
+    path: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    query: tuple[tuple[str, str], ...] = ()
+    form: tuple[tuple[str, str], ...] | None = None
+    file_field: str = "file"
+    with_file: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class WireAnswer:
+    """`retry_after` is in seconds."""
+
+    status: int
+    body: bytes
+    retry_after: int | None = None
+
+
+class Adapter(Protocol):
+    """One wire format: two pure functions. `parse_response` raises `ProviderError`, and `ValueError`,
+    `KeyError`, `TypeError` or `AttributeError` where the answer has not the shape it must have."""
+
+    def build_request(self, call: Call, api_key: str) -> WireRequest: ...
+
+    def parse_response(self, answer: WireAnswer, call: Call) -> Transcript: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Seconds: for a connection, and from the end of the upload to the first byte of the answer."""
+
+    connect: float = 5.0
+    first_byte: float = 600.0
+
+
+class HttpProvider:
+    """Implements `Provider` over an adapter."""
+
+    def __init__(
+        self,
+        *,
+        adapter: Adapter,
+        base_url: str,
+        api_key: str,
+        secrets: Secrets,
+        timeouts: Timeouts,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._adapter = adapter
+        self._api_key = api_key
+        self._secrets = secrets
+        self._client = httpx.AsyncClient(
+            base_url=base_url.rstrip("/") + "/",
+            timeout=httpx.Timeout(timeouts.first_byte, connect=timeouts.connect, pool=timeouts.connect),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=30.0),
+            headers={"user-agent": f"voxgate/{__version__}"},
+            transport=transport,
+            follow_redirects=False,
+            trust_env=False,
+        )
+
+    async def capabilities(self) -> Capabilities | None:
+        return None  # the catalogue says
+
+    async def transcribe(self, call: Call) -> Transcript:
+        key = await self._secrets.get(self._api_key) if self._api_key else ""
+        if not (key.isascii() and key.isprintable()):
+            raise ProviderError(FailureClass.CREDENTIAL, f"What is at '{self._api_key}' is no API key.")
+        request = self._adapter.build_request(call, key)
+        answer = await self._exchange(request, call)
+        try:
+            return self._adapter.parse_response(answer, call)
+        except ProviderError as error:
+            if error.failure is FailureClass.CREDENTIAL:
+                self._secrets.forget(self._api_key)  # it may have been rotated
+            raise
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise ProviderError(
+                FailureClass.TRANSIENT, "The provider's answer is malformed.", status=answer.status
+            ) from error
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def _exchange(self, request: WireRequest, call: Call) -> WireAnswer:
+        status = None
+        try:
+            response = await self._client.send(self._prepared(request, call), stream=True)
+            try:
+                status = response.status_code
+                body = await _bounded(response)
+            finally:
+                await response.aclose()
+        except httpx.HTTPError as error:
+            raise ProviderError(
+                FailureClass.TRANSIENT, f"The connection failed: {type(error).__name__}.", status=status
+            ) from error
+        return WireAnswer(status, body, retry_after(response.headers))
+
+    def _prepared(self, request: WireRequest, call: Call) -> httpx.Request:
+        audio = call.audio.file
+        audio.seek(0)  # also on a retry: what was read to its end would be sent as nothing
+        # Relative, so that a base URL with a path keeps it.
+        url = request.path.lstrip("/")
+        headers = dict(request.headers)
+        if request.form is None:
+            headers |= {"content-type": call.container.content_type, "content-length": str(call.audio.size)}
+            return self._client.build_request(
+                "POST", url, params=list(request.query), headers=headers, content=_chunks(call)
+            )
+        data: dict[str, list[str]] = {}
+        for name, value in request.form:
+            data.setdefault(name, []).append(value)
+        files: dict[str, Any] = {request.file_field: (call.file_name, audio, call.container.content_type)}
+        if not request.with_file:
+            # A part without a file name is a field: the form stays multipart, as the service wants it.
+            files, data = {name: (None, values[0]) for name, values in data.items()}, {}
+        return self._client.build_request(
+            "POST", url, params=list(request.query), headers=headers, data=data, files=files
+        )
+
+
+async def _chunks(call: Call) -> Any:
+    audio = call.audio.file
+    while chunk := audio.read(64 * 1024):
+        yield chunk
+
+
+async def _bounded(response: httpx.Response) -> bytes:
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > _MOST_ANSWER:
+            raise ProviderError(
+                FailureClass.TRANSIENT, "The provider's answer is too large.", status=response.status_code
+            )
+    return bytes(body)
+
+
+def retry_after(headers: Mapping[str, str], clock: Callable[[], float] = time.time) -> int | None:
+    """Whole seconds, rounded up, from a number or a date (RFC 9110, 10.2.3); None where there is none."""
+    text = headers.get("retry-after", "").strip()
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(text).timestamp() - clock()
+        except (ValueError, TypeError):
+            return None
+    if not 0 <= seconds < float("inf"):
+        return None
+    return min(-int(-seconds // 1), _MOST_WAIT)
+
+
+def json_of(body: bytes) -> Any:
+    """Raises `ValueError`, also for NaN and Infinity, which Python reads and JSON has not."""
+
+    def no_number(text: str) -> float:
+        raise ValueError(f"{text} is no JSON")
+
+    return json.loads(body, parse_constant=no_number)
+
+
+def failure_of(status: int, *, code: str = "") -> FailureClass:
+    """What a status means, where its provider's documentation says nothing else."""
+    if status in (401, 403):
+        return FailureClass.CREDENTIAL
+    if status == 402 or code in ("insufficient_quota", "billing_hard_limit_reached"):
+        return FailureClass.QUOTA
+    if status == 429:
+        return FailureClass.RATE_LIMIT
+    if status in (404, 405, 413, 415, 501):
+        return FailureClass.UNSUPPORTED  # this one cannot: another may know the model, or take the file
+    if status in (400, 422):
+        return FailureClass.CALLER_FAULT
+    return FailureClass.TRANSIENT

@@ -1,0 +1,128 @@
+"""The audio as each deployment takes it: as it came, converted, or by reference."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from types import TracebackType
+
+from voxgate.audio import UnusableAudio
+from voxgate.audio.sniff import OGG, Container
+from voxgate.catalog import Deployment
+from voxgate.errors import FailureClass, ProviderError
+from voxgate.model import TranscriptionRequest
+from voxgate.providers import Call
+from voxgate.receive import Upload
+from voxgate.staging import Staging, audio_key
+
+_FLAC_BYTES = 24_000  # a second of speech at 16 kHz, with room
+
+
+class Prepared:
+    """One request's audio. A context manager: leaving it removes whatever was made of the audio.
+
+    `staging` and `ids`, the account's and the request's, are for providers that are given a reference.
+    """
+
+    def __init__(
+        self,
+        *,
+        request: TranscriptionRequest,
+        audio: Upload,
+        container: Container,
+        duration: float,
+        spool_dir: Path,
+        staging: Staging | None = None,
+        ids: tuple[str, str] = ("", ""),
+    ) -> None:
+        self.request = request
+        self.audio = audio
+        self.container = container
+        self.duration = duration
+        self._spool_dir = spool_dir
+        self._staging = staging
+        self._ids = ids
+        self._reference: str | None = None
+        self._made: dict[Container, Upload] = {}
+
+    async def __aenter__(self) -> Prepared:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for upload in self._made.values():
+            upload.close()
+        if self._reference is not None and self._staging is not None:
+            await asyncio.shield(self._staging.remove(audio_key(*self._ids)))
+
+    async def call(self, deployment: Deployment) -> Call:
+        """One attempt's call. Raises `ProviderError` (unsupported) where no file fits."""
+        audio, container = await self._fitting(deployment)
+        reference = None
+        if deployment.provider.staged and self._staging is not None:
+            reference = await self._staged(self._staging)
+        return Call(
+            request=self.request,
+            deployment=deployment,
+            audio=audio,
+            container=container,
+            duration=self.duration,
+            reference=reference,
+        )
+
+    async def _staged(self, staging: Staging) -> str:
+        if self._reference is None:
+            self._reference = await staging.put(
+                audio_key(*self._ids), self.audio.file, content_type=self.container.content_type
+            )
+        return self._reference
+
+    async def _fitting(self, deployment: Deployment) -> tuple[Upload, Container]:
+        if _takes(deployment, self.container) and _fits(deployment, self.audio.size):
+            return self.audio, self.container
+        # PyAV is loaded for this alone where the audio was measured by another process.
+        from voxgate.audio.convert import TARGETS
+
+        for target in TARGETS:
+            likely = _FLAC_BYTES * self.duration if target != OGG else 0
+            if not _takes(deployment, target) or not _fits(deployment, likely):
+                continue
+            made = await self._converted(target)
+            if _fits(deployment, made.size):
+                return made, target
+        raise ProviderError(FailureClass.UNSUPPORTED, "The provider takes no file that this audio can be made into.")
+
+    async def _converted(self, target: Container) -> Upload:
+        if target not in self._made:
+            made = Upload(self._spool_dir)
+            self._made[target] = made  # from here on it is closed at the end
+            work = asyncio.ensure_future(asyncio.to_thread(self._convert, target, made))
+            try:
+                await asyncio.shield(work)
+            except asyncio.CancelledError:
+                await asyncio.wait([work])  # it writes a file that is closed after it
+                del self._made[target]
+                made.close()
+                raise
+            except UnusableAudio as error:
+                raise ProviderError(FailureClass.CALLER_FAULT, str(error), param="file") from error
+        return self._made[target]
+
+    def _convert(self, target: Container, made: Upload) -> None:
+        from voxgate.audio.convert import convert
+
+        with made.path().open("r+b") as into, contextlib.ExitStack() as stack:
+            # Another position in the same file: an attempt that was given up may still be reading it.
+            source = stack.enter_context(self.audio.path().open("rb"))
+            convert(source, self.container, target, into, max_seconds=self.duration + 60)
+            made.size = into.seek(0, 2)
+
+
+def _takes(deployment: Deployment, container: Container) -> bool:
+    return deployment.containers is None or container.name in deployment.containers
+
+
+def _fits(deployment: Deployment, size: float) -> bool:
+    return deployment.max_bytes is None or size <= deployment.max_bytes
