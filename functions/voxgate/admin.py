@@ -85,6 +85,9 @@ def add_commands(commands: Any) -> None:
     usage.add_argument("--by", default="day,key,model", help="what to group by (default: %(default)s)")
     usage.add_argument("--csv", action="store_true", help="print CSV")
     usage.add_argument("--requests", action="store_true", help="each request by itself")
+    _command(commands, "providers", "the catalogue's deployments, and which are out of order", _providers).add_argument(
+        "--catalog", metavar="FILE", help="models and providers (default: the catalogue that ships)"
+    )
     _command(commands, "sweep", "give back what dead processes held", _sweep)
     _command(commands, "audit", "recompute every balance from its entries; exits 1 where one differs", _audit)
 
@@ -343,6 +346,26 @@ async def _usage(store: Store, arguments: Arguments) -> None:
         raise ValueError("--by takes day, key and model, separated by commas.")
     rows = [usage_json(row, by) for row in grouped(await store.usage(account.id, since, until), by)]
     _table(arguments, rows, (*by, "requests", "errors", "seconds", "cost"))
+
+
+async def _providers(store: Store, arguments: Arguments) -> None:
+    from voxgate.wiring import load_catalog
+
+    catalog = load_catalog(settings_of(arguments))
+    outages = await store.outages()
+    rows = [
+        {
+            "deployment": name,
+            "model": model,
+            "eu_native": deployment.provider.eu_native,
+            "price_per_minute": dollars(deployment.price),
+            "state": "open" if name in outages else "closed",
+            "until": outages.get(name),
+        }
+        for name, models in catalog.offers.items()
+        for model, deployment in models.items()
+    ]
+    _table(arguments, rows, ("deployment", "model", "eu_native", "price_per_minute", "state", "until"))
 
 
 async def _sweep(store: Store, arguments: Arguments) -> None:

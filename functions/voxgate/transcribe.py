@@ -11,29 +11,35 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from voxgate.accounts.credentials import Caller
 from voxgate.audio import UnusableAudio
+from voxgate.audio.sniff import Container
+from voxgate.cache import Cache, entry_id, ttl
 from voxgate.catalog import Catalog, Deployment, Model, started_tenths
 from voxgate.dialects import Dialect
 from voxgate.errors import (
-    FailureClass,
     Forbidden,
     InvalidInput,
-    Overloaded,
+    ModelNotFound,
     ProviderError,
     ProviderUnavailable,
     RequestTimeout,
     TooLarge,
+    VoxgateError,
 )
+from voxgate.fallback import Fallback, Outages, Served
 from voxgate.metering import Gate, Reply, Tab, fingerprint, whole
-from voxgate.model import Capabilities, Outcome, Transcript, TranscriptionRequest
+from voxgate.model import CacheHit, Capabilities, Outcome, TranscriptionRequest
 from voxgate.multipart import Limits
-from voxgate.providers import Call, Provider
+from voxgate.providers import Provider
+from voxgate.providers.prepare import Prepared
 from voxgate.receive import Form, Upload, receive
-from voxgate.routing import choose
+from voxgate.routing import Asked, choose
+from voxgate.routing.health import Health
+from voxgate.staging import Staging
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +64,10 @@ class Transcriber:
         catalog: Catalog,
         providers: Mapping[str, Provider],
         gate: Gate,
+        health: Health,
+        outages: Outages | None,
+        staging: Staging | None,
+        cache: Cache | None,
         spool_dir: Path,
         limits: Limits,
         max_audio_seconds: float,
@@ -71,8 +81,17 @@ class Transcriber:
         self._spool_dir = spool_dir
         self._limits = limits
         self._max_audio_seconds = max_audio_seconds
-        self._provider_timeout = provider_timeout
         self._request_timeout = request_timeout
+        self._health = health
+        self._staging = staging
+        self._cache = cache
+        self._fallback = Fallback(
+            providers=providers,
+            health=health,
+            outages=outages,
+            provider_timeout=provider_timeout,
+            request_timeout=request_timeout,
+        )
         self._clock = clock
         # Few threads: each keeps a heap of its own, which eight uploads at once would add up.
         self._measurers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="measure")
@@ -83,44 +102,97 @@ class Transcriber:
             incoming.id, dialect.name, incoming.headers, dialect.key_header, incoming.told
         ) as tab:
             self._refuse_by_length(dialect, incoming.content_length)
-            with Upload(self._spool_dir) as upload:
-                return await self._serve(dialect, incoming, tab, upload)
+            try:
+                with Upload(self._spool_dir) as upload:
+                    return await self._serve(dialect, incoming, tab, upload)
+            except InvalidInput as error:
+                if error.param == "file":  # each contract has its own name for it
+                    error.param = dialect.audio_field
+                raise
 
     async def _serve(self, dialect: Dialect, incoming: Incoming, tab: Tab, upload: Upload) -> Reply:
         form = await self._receive(dialect, incoming, upload)
-        request, model = self._understand(dialect, form)
-        tab.note(model=model.id, size=upload.size)
-        if not tab.caller.may_use(request.model, model.id, *model.aliases):
-            message = f"This API key may not use the model '{request.model}'; GET /v1/models lists those it may."
-            raise Forbidden(message, code="model_not_allowed", param="model")
-        deployments = choose(model, request, await self._capabilities(model))
-        call, same = await self._measure(dialect, form, request, upload, tab.caller if tab.replayable else None)
-        most = max(deployment.cost(call.duration) for deployment in deployments)
-        replayed = await tab.hold(most, tenths=started_tenths(call.duration), fingerprint=same)
+        request = dialect.parse(form.fields, form.files)
+        models = self._models(request, tab.caller)
+        tab.note(model=models[0].id, size=upload.size)
+        keep = None if self._cache is None else ttl(incoming.headers)
+        measured = await self._measure(dialect, upload, hashed=tab.replayable or keep is not None)
+        duration, account_id = measured.duration, tab.caller.account_id
+        deployments = await self._choose(models, Asked(request, duration, upload.size))
+        entry = None if keep is None else entry_id(request, measured.digest)
+        served = await self._hit(account_id, entry, deployments)
+        hit = CacheHit(entry) if served and entry else None
+        candidates = (served.deployment,) if served else deployments
+        most = max(deployment.cost(duration, hit=bool(hit)) for deployment in candidates)
+        fields = tuple((field.name, field.value) for field in form.fields)
+        same = fingerprint(account_id, dialect.path, fields, measured.digest) if tab.replayable else ""
+        replayed = await tab.hold(most, tenths=started_tenths(duration), fingerprint=same)
         if replayed is not None:
             return replayed
-        deployment, transcript, latency = await self._attempt(dialect, tab, call, deployments)
+        if served is None:
+            prepared = Prepared(
+                request=request,
+                audio=upload,
+                container=measured.container,
+                duration=duration,
+                spool_dir=self._spool_dir,
+                staging=self._staging,
+                ids=(account_id, incoming.id),
+            )
+            served = await self._attempt(incoming, tab, prepared, deployments)
+            if self._cache is not None and keep is not None and entry is not None:
+                await self._cache.put(account_id, entry, served.deployment.id, served.transcript, ttl=keep)
         outcome = Outcome(
             id=incoming.id,
             created=int(self._clock()),
             request=request,
-            transcript=transcript,
-            provider=deployment.provider.name,
-            upstream_model=deployment.upstream_model,
-            language_style=model.language_style,
-            latency=latency,
+            transcript=served.transcript,
+            provider=served.deployment.provider.name,
+            upstream_model=served.deployment.upstream_model,
+            language_style=models[0].language_style,
+            latency=served.latency,
+            attempts=served.attempts,
+            converted=served.converted,
+            hit=hit,
         )
+        return await self._answer(dialect, tab, outcome, served.deployment)
+
+    async def _hit(self, account_id: str, entry: str | None, deployments: tuple[Deployment, ...]) -> Served | None:
+        """What the cache has, if who heard it may serve this request."""
+        found = await self._cache.get(account_id, entry) if self._cache is not None and entry is not None else None
+        heard_by = next((d for d in deployments if found and d.id == found.deployment), None)
+        if found is None or heard_by is None:
+            return None
+        return Served(heard_by, found.transcript, latency=0.0, attempts=0, converted=None)
+
+    async def _attempt(
+        self, incoming: Incoming, tab: Tab, prepared: Prepared, deployments: tuple[Deployment, ...]
+    ) -> Served:
+        def attempted(number: int) -> None:
+            tab.note(attempts=number)
+            incoming.told["x-voxgate-attempts"] = str(number)  # on a failure's answer, too
+
+        async with prepared:
+            return await self._fallback.serve(prepared, deployments, attempted=attempted)
+
+    async def _answer(self, dialect: Dialect, tab: Tab, outcome: Outcome, deployment: Deployment) -> Reply:
+        duration = outcome.transcript.duration
         # Rendered before it is charged: what cannot be answered costs nothing.
         body = dialect.render(outcome)
-        headers = {"content-type": body.content_type, "x-voxgate-provider": outcome.provider}
-        if request.ignored:
-            headers["x-voxgate-ignored-params"] = _header(request.ignored)
+        headers = {
+            "content-type": body.content_type,
+            "x-voxgate-provider": outcome.provider,
+            "x-voxgate-attempts": str(outcome.attempts),
+        }
+        if outcome.request.ignored:
+            headers["x-voxgate-ignored-params"] = _header(outcome.request.ignored)
         tab.note(
             provider=outcome.provider,
             deployment=outcome.upstream_model,
-            seconds=deployment.billable(call.duration) / 10,
+            seconds=deployment.billable(duration) / 10,
         )
-        return await tab.settle(deployment.cost(call.duration), Reply(headers, body.content))
+        cost = deployment.cost(duration, hit=outcome.hit is not None)
+        return await tab.settle(cost, Reply(headers, body.content))
 
     async def _receive(self, dialect: Dialect, incoming: Incoming, upload: Upload) -> Form:
         try:
@@ -144,39 +216,57 @@ class Transcriber:
                 param=dialect.audio_field,
             )
 
-    def _understand(self, dialect: Dialect, form: Form) -> tuple[TranscriptionRequest, Model]:
-        request = dialect.parse(form.fields, form.files)
-        return request, self._catalog.find(request.model)
+    def _models(self, request: TranscriptionRequest, caller: Caller) -> list[Model]:
+        """The model that was asked for, then those to fall back to."""
+        models: list[Model] = []
+        for name in (request.model, *request.routing.fallbacks):
+            param = "fallbacks" if models else "model"
+            try:
+                model = self._catalog.find(name)
+            except ModelNotFound as error:
+                raise ModelNotFound(error.message, param=param) from error
+            if not caller.may_use(name, model.id, *model.aliases):
+                message = f"This API key may not use the model '{name}'; GET /v1/models lists those it may."
+                raise Forbidden(message, code="model_not_allowed", param=param)
+            models.append(model)
+        return models
+
+    async def _choose(self, models: list[Model], asked: Asked) -> tuple[Deployment, ...]:
+        """The asked model's deployments, then its fallbacks': these may be unable to, the first may not."""
+        chosen: list[Deployment] = []
+        refusal: VoxgateError | None = None
+        for model in models:
+            try:
+                chosen += choose(model, asked, await self._capabilities(model), self._health)
+            except (ModelNotFound, InvalidInput) as error:
+                refusal = refusal or error
+        if not chosen and refusal is not None:
+            raise refusal
+        return tuple(dict.fromkeys(chosen))
 
     async def _capabilities(self, model: Model) -> dict[str, Capabilities]:
-        names = {deployment.provider.name for deployment in model.deployments}
-        try:
-            return {name: await self._providers[name].capabilities() for name in names}
-        except (ProviderError, OSError, TimeoutError) as error:
-            logger.warning("a provider of %s does not start: %s", model.id, error)
-            raise ProviderUnavailable(f"The recognizer of '{model.id}' does not start.") from error
+        """Of the providers whose engine says itself what it can. One that does not start can nothing."""
+        known: dict[str, Capabilities] = {}
+        for name in {d.provider.name for d in model.deployments if d.features is None}:
+            try:
+                known[name] = await self._providers[name].capabilities() or Capabilities()
+            except (ProviderError, OSError, TimeoutError) as error:
+                logger.warning("the provider %s does not start: %s", name, error)
+                if len(model.deployments) == 1:
+                    raise ProviderUnavailable(f"The recognizer of '{model.id}' does not start.") from error
+        return known
 
-    async def _measure(
-        self, dialect: Dialect, form: Form, request: TranscriptionRequest, upload: Upload, hashed_for: Caller | None
-    ) -> tuple[Call, str]:
-        """What the audio is and how long it lasts; and for a caller who may ask again, a hash of
-        what is asked."""
+    async def _measure(self, dialect: Dialect, upload: Upload, *, hashed: bool) -> _Measured:
         # PyAV is loaded by the first request that brings audio, not at the function's start.
         from voxgate.audio.probe import probe
         from voxgate.audio.sniff import sniff
 
-        def measure() -> tuple[Call, str]:
+        def measure() -> _Measured:
             container = sniff(upload.file)
-            measured = probe(upload.file, container, max_seconds=self._max_audio_seconds)
-            call = Call(
-                request=request, upstream_model="", audio=upload, container=container, duration=measured.duration
-            )
-            if hashed_for is None:
-                return call, ""
-            fields = tuple((field.name, field.value) for field in form.fields)
-            return call, fingerprint(hashed_for.account_id, dialect.path, fields, upload.digest())
+            duration = probe(upload.file, container, max_seconds=self._max_audio_seconds).duration
+            return _Measured(container, duration, upload.digest() if hashed else b"")
 
-        async def in_thread() -> tuple[Call, str]:
+        async def in_thread() -> _Measured:
             return await asyncio.get_running_loop().run_in_executor(self._measurers, measure)
 
         try:
@@ -184,33 +274,14 @@ class Transcriber:
         except UnusableAudio as error:
             raise InvalidInput(str(error), param=dialect.audio_field) from error
 
-    async def _attempt(
-        self, dialect: Dialect, tab: Tab, call: Call, deployments: tuple[Deployment, ...]
-    ) -> tuple[Deployment, Transcript, float]:
-        failures: list[str] = []
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._request_timeout
-        for attempt, deployment in enumerate(deployments, start=1):
-            tab.note(attempts=attempt)
-            provider = self._providers[deployment.provider.name]
-            begun = loop.time()
-            try:
-                async with asyncio.timeout_at(min(begun + self._provider_timeout, deadline)):
-                    transcript = await provider.transcribe(replace(call, upstream_model=deployment.upstream_model))
-                return deployment, transcript, loop.time() - begun
-            except TimeoutError:
-                failures.append(f"{deployment.provider.name}: timed out after {loop.time() - begun:.0f} s")
-            except ProviderError as error:
-                if error.failure is FailureClass.CALLER_FAULT:
-                    param = dialect.audio_field if error.param == "file" else error.param
-                    raise InvalidInput(error.message, param=param) from error
-                # Its words are not logged: a provider may quote what it heard.
-                logger.warning("%s failed: %s (%s)", deployment.provider.name, error.failure, error.status)
-                failures.append(f"{deployment.provider.name}: {error.failure}")
-            except Overloaded:
-                if deployment is deployments[-1]:
-                    raise
-        raise ProviderUnavailable(f"Every provider for this model failed ({'; '.join(failures)}).")
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What the audio is, how many seconds it lasts, and its SHA-256 where that was asked for."""
+
+    container: Container
+    duration: float
+    digest: bytes
 
 
 def _header(names: tuple[str, ...]) -> str:

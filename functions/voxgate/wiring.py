@@ -14,12 +14,15 @@ from pathlib import Path
 from voxgate import dialects
 from voxgate.accounts import RateLimits, Store
 from voxgate.accounts.credentials import Authenticator
+from voxgate.cache import Cache
 from voxgate.catalog import Catalog, ProviderEntry, load
 from voxgate.engines.pool import EnginePool
 from voxgate.errors import InvalidSettings
 from voxgate.metering import Meter, sweep_forever
 from voxgate.multipart import Limits
 from voxgate.providers import Provider
+from voxgate.providers.secrets import StoredSecrets
+from voxgate.routing.health import Health
 from voxgate.settings import Settings
 from voxgate.staging import Staging
 from voxgate.transcribe import Transcriber
@@ -35,6 +38,7 @@ class Gateway:
     catalog: Catalog
     transcriber: Transcriber
     meter: Meter
+    health: Health
     store: Store
     staging: Staging
     providers: Mapping[str, Provider]
@@ -60,24 +64,31 @@ class Gateway:
 
 def build_gateway(settings: Settings, store: Store, environ: Mapping[str, str] | None = None) -> Gateway:
     """Raises `InvalidCatalog`."""
-    catalog = load(settings.catalog, os.environ if environ is None else environ)
+    environ = os.environ if environ is None else environ
+    catalog = load_catalog(settings, environ)
     pool = None
     providers: dict[str, Provider] = {}
+    secrets = StoredSecrets(environ)
     for entry in catalog.providers:
         if entry.base_url:
-            providers[entry.name] = _remote(entry, settings)
+            providers[entry.name] = _remote(entry, settings, secrets)
             continue
         pool = pool or build_pool(settings)
         providers[entry.name] = _embedded(pool, settings)
     spool_dir = make_spool(settings.spool_dir)
     authenticate = _authenticator(store, settings)
     staging = build_staging(settings)
+    health = Health()
     # An upload, its transcription, and what is between: nothing is held for longer than both may take.
     meter = Meter(authenticate=authenticate, store=store, staging=staging, lease=2 * settings.request_timeout + 60)
     transcriber = Transcriber(
         catalog=catalog,
         providers=providers,
         gate=meter,
+        health=health,
+        outages=store,
+        staging=staging if settings.staging_bucket else None,
+        cache=Cache(staging),
         spool_dir=spool_dir,
         limits=Limits(),
         max_audio_seconds=settings.max_audio_seconds,
@@ -89,12 +100,18 @@ def build_gateway(settings: Settings, store: Store, environ: Mapping[str, str] |
         catalog=catalog,
         transcriber=transcriber,
         meter=meter,
+        health=health,
         store=store,
         staging=staging,
         providers=providers,
         pool=pool,
         spool_dir=spool_dir,
     )
+
+
+def load_catalog(settings: Settings, environ: Mapping[str, str] | None = None) -> Catalog:
+    """Raises `InvalidCatalog`."""
+    return load(settings.catalog, os.environ if environ is None else environ)
 
 
 def build_pool(settings: Settings) -> EnginePool:
@@ -108,11 +125,26 @@ def build_pool(settings: Settings) -> EnginePool:
     return EnginePool(arguments=arguments, workers=workers, queue=settings.engine_queue)
 
 
-def _remote(entry: ProviderEntry, settings: Settings) -> Provider:
+def _remote(entry: ProviderEntry, settings: Settings, secrets: StoredSecrets) -> Provider:
     # httpx costs 150 ms to load, so only a deployment that calls somebody pays for it.
-    from voxgate.providers.inference import InferenceProvider
+    from voxgate.providers.deepgram import DeepgramAdapter
+    from voxgate.providers.http import Adapter, HttpProvider, Timeouts
+    from voxgate.providers.inference import InferenceAdapter
+    from voxgate.providers.openai import MistralAdapter, OpenAIAdapter
 
-    return InferenceProvider(base_url=entry.base_url, timeout=settings.provider_timeout)
+    adapters: dict[tuple[str, str], type[Adapter]] = {
+        ("inference", ""): InferenceAdapter,
+        ("openai", ""): OpenAIAdapter,
+        ("openai", "mistral"): MistralAdapter,
+        ("deepgram", ""): DeepgramAdapter,
+    }
+    return HttpProvider(
+        adapter=adapters[entry.kind, entry.flavor](),
+        base_url=entry.base_url,
+        api_key=entry.api_key,
+        secrets=secrets,
+        timeouts=Timeouts(connect=settings.provider_connect_timeout, first_byte=settings.provider_first_byte_timeout),
+    )
 
 
 def _embedded(pool: EnginePool, settings: Settings) -> Provider:
@@ -162,11 +194,11 @@ def _authenticator(store: Store, settings: Settings) -> Authenticator:
 
 def all_dialects() -> list[dialects.Dialect]:
     from voxgate.dialects.litellm import LiteLLMDialect
-    from voxgate.dialects.openai import OpenAIDialect
+    from voxgate.dialects.openai import OpenAIDialect, TranslationDialect
     from voxgate.dialects.router import RouterDialect
     from voxgate.dialects.stats import StatsDialect
 
-    return [OpenAIDialect(), StatsDialect(), RouterDialect(), LiteLLMDialect()]
+    return [OpenAIDialect(), TranslationDialect(), StatsDialect(), RouterDialect(), LiteLLMDialect()]
 
 
 def make_spool(parent: Path) -> Path:

@@ -508,7 +508,7 @@ def test_each_request_has_a_record_and_no_word_of_what_was_said(
     assert house.upstream.text not in everything
     assert one.key not in everything
     failed = next(record for record in records if record["status"] == 502)
-    assert (failed["cost_microdollars"], failed["attempts"], failed["model"]) == (0, 1, "whisper-1")
+    assert (failed["cost_microdollars"], failed["attempts"], failed["model"]) == (0, 2, "whisper-1")
 
 
 def test_a_refusal_for_want_of_credit_or_rate_is_no_usage(house: House) -> None:

@@ -189,7 +189,7 @@ def test_what_was_searched_has_all_that_it_was_to_have(written: Written) -> None
     log = written.texts["log"]
     assert "Traceback (most recent call last)" in log
     assert all(f" {status} " in log for status in statuses)
-    assert "embedded failed" in log
+    assert "embedded/default failed" in log
     assert written.texts["log"].count("req_") > 200
     commands = [place for place in written.texts if place.startswith("voxgate")]
     assert len(commands) > 20

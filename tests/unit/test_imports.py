@@ -19,13 +19,13 @@ RANKS = {
     "__init__": 0, "errors": 0, "model": 0, "languages": 0,
     "multipart": 1, "settings": 1, "catalog": 1, "accounts": 1, "staging": 1, "audio": 1, "formats": 1,
     "receive": 2, "engines": 2, "dialects": 2, "routing": 2,
-    "providers": 3,
+    "providers": 3, "cache": 3, "fallback": 4,
     "metering": 3,
-    "transcribe": 4,
-    "wiring": 5,
-    "hosts": 6, "client": 6, "admin": 6,
-    "cli": 7,
-    "__main__": 8, "api": 8, "ingress": 8, "inference": 8, "sweep": 8,
+    "transcribe": 5,
+    "wiring": 6,
+    "hosts": 7, "client": 7, "admin": 7,
+    "cli": 8,
+    "__main__": 9, "api": 9, "ingress": 9, "inference": 9, "sweep": 9,
 }  # fmt: skip
 PURE = ("errors", "model", "languages", "multipart", "formats", "dialects")
 IO = {

@@ -1269,3 +1269,18 @@ def test_a_request_costs_three_calls_of_dynamodb(aws: DynamoDBClient, claim: Cla
 
     asyncio.run(work())
     bench.close()
+
+
+# Outages.
+
+
+@sync
+async def test_an_outage_is_told_to_the_others_until_it_is_over_or_taken_back(bench: Bench) -> None:
+    now = bench.clock()
+    await bench.store.report_outage("a/m", now + 60)
+    await bench.store.report_outage("b/m", now + 60)
+    assert await bench.store.outages() == {"a/m": now + 60, "b/m": now + 60}
+    await bench.store.report_outage("b/m", 0.0)
+    assert await bench.store.outages() == {"a/m": now + 60}
+    bench.clock.advance(60)
+    assert await bench.store.outages() == {}

@@ -322,6 +322,12 @@ class Store(Protocol):
     async def records(self, account_id: str, since: float, until: float) -> list[UsageRecord]:
         """Oldest first, `since` inclusive, `until` not."""
 
+    async def outages(self) -> dict[str, float]:
+        """Which deployments some process has found out of order, until when."""
+
+    async def report_outage(self, deployment: str, until: float) -> None:
+        """Tell the other processes; a time that has passed takes it back."""
+
     async def sweep(self) -> Swept:
         """End the holds, places and claims whose time is over or whose process is gone, and forget
         answers that are older than a day."""

@@ -10,6 +10,7 @@
     NAME#<name>         NAME                    whose name it is
     KEY#<key id>        KEY                     the key
     DIGEST#<hex>        DIGEST                  whose hash it is
+    OUTAGES             <deployment>            until when it is out of order
     USAGE#<id>          <time>#<request id>     one usage record
     ROLLUP#<id>         <day>#<key>#<model>     the records of a day, added up
 
@@ -393,6 +394,20 @@ class DynamoStore:
             return []  # BETWEEN the wrong way round is an error there
         items = self._table.query(f"USAGE#{account_id}", _stamp(since), _stamp(until))
         return [UsageRecord(**_fields(UsageRecord, item)) for item in items]
+
+    @_threaded
+    def outages(self) -> dict[str, float]:
+        now = self._clock()
+        found = {item["sk"]: float(item["until"]) for item in self._table.query("OUTAGES")}
+        return {deployment: until for deployment, until in found.items() if until > now}
+
+    @_threaded
+    def report_outage(self, deployment: str, until: float) -> None:
+        """Of two at once the later stands; both were right."""
+        update = Update("OUTAGES", deployment, exists=False)
+        update.set("until", until)
+        update.set("ttl", int(until) + 86_400)
+        self._table.commit(update)
 
     @_threaded
     def sweep(self) -> Swept:

@@ -264,6 +264,12 @@ class SqliteStore:
         query = f"SELECT {columns} FROM usage WHERE account_id = ? AND time >= ? AND time < ? ORDER BY time"
         return [UsageRecord(*row) for row in await self._all(query, account_id, since, until)]
 
+    async def outages(self) -> dict[str, float]:
+        return dict(await self._all("SELECT deployment, until FROM outage WHERE until > ?", self._clock()))
+
+    async def report_outage(self, deployment: str, until: float) -> None:
+        await self._all("INSERT OR REPLACE INTO outage VALUES (?, ?)", deployment, until)
+
     async def sweep(self) -> Swept:
         def work(db: sqlite3.Connection) -> Swept:
             now = microseconds(self._clock())

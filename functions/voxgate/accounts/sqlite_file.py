@@ -75,6 +75,9 @@ _MIGRATIONS = (
     ) STRICT;
     CREATE INDEX usage_time ON usage (account_id, time);
     """,
+    """
+    CREATE TABLE outage (deployment TEXT PRIMARY KEY, until REAL NOT NULL) STRICT;
+    """,
 )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from voxgate.accounts import Scope
 from voxgate.accounts.credentials import ANYONE, Caller
 from voxgate.catalog import Catalog, Deployment, Model, ProviderEntry
-from voxgate.dialects.openai import InferenceDialect
+from voxgate.dialects.openai import InferenceDialect, TranslationDialect
 from voxgate.engines.pool import EnginePool
 from voxgate.errors import Overloaded, ProviderUnavailable
 from voxgate.hosts.asgi import AsgiApp
@@ -20,6 +20,7 @@ from voxgate.hosts.reading import models
 from voxgate.metering import Unmetered
 from voxgate.multipart import Limits
 from voxgate.providers.embedded import EmbeddedProvider
+from voxgate.routing.health import Health
 from voxgate.settings import Settings
 from voxgate.transcribe import Transcriber
 
@@ -34,6 +35,10 @@ def build_inference(*, pool: EnginePool, model: str, settings: Settings, spool_d
         catalog=catalog,
         providers={"embedded": provider},
         gate=Unmetered(),
+        health=Health(),
+        outages=None,
+        staging=None,
+        cache=None,
         spool_dir=spool_dir,
         limits=Limits(),
         max_audio_seconds=settings.max_audio_seconds,
@@ -59,6 +64,7 @@ def build_inference(*, pool: EnginePool, model: str, settings: Settings, spool_d
     application = Application(
         {
             "/v1/audio/transcriptions": {"POST": transcription(transcriber, InferenceDialect())},
+            "/v1/audio/translations": {"POST": transcription(transcriber, TranslationDialect())},
             "/health": {"GET": health},
             "/health/live": {"GET": health},
             "/health/ready": {"GET": ready},

@@ -11,9 +11,11 @@ from typing import Any
 from voxgate.accounts import Scope, UsageRow
 from voxgate.accounts.credentials import Caller
 from voxgate.accounts.reports import grouped, money, usage_json
-from voxgate.catalog import Catalog, Model
+from voxgate.accounts.rules import dollars
+from voxgate.catalog import Catalog, Deployment, Model
 from voxgate.errors import InvalidInput, ModelNotFound
 from voxgate.hosts.http import Handler, Request, Response, json_response
+from voxgate.routing.health import Report
 from voxgate.wiring import Gateway
 
 _GROUPS = ("day", "key", "model")
@@ -63,7 +65,12 @@ def routes(gateway: Gateway) -> dict[str, dict[str, Handler]]:
         rows = await store.usage(caller.account_id, since, until)
         return _usage(request, since, until, rows)
 
+    async def providers(request: Request, caller: Caller) -> Any:
+        offers = gateway.catalog.offers
+        return {"object": "list", "data": [_offer(gateway.health.report(name), of) for name, of in offers.items()]}
+
     return models(gateway.catalog, let_in) | {
+        "/v1/providers": _get(providers, Scope.ADMIN, let_in),
         "/v1/balance": _get(balance, Scope.USAGE, let_in),
         "/v1/usage": _get(usage, Scope.USAGE, let_in),
     }
@@ -144,6 +151,23 @@ def _cursor(request: Request) -> tuple[str, ...]:
 
 def _next(row: UsageRow) -> str:
     return base64.urlsafe_b64encode("\0".join((row.day, row.key_id, row.model)).encode()).decode()
+
+
+def _offer(report: Report, models: dict[str, Deployment]) -> dict[str, Any]:
+    provider = next(iter(models.values())).provider
+    return {
+        "id": report.deployment,
+        "object": "deployment",
+        "provider": provider.name,
+        "regions": list(provider.regions),
+        "eu_native": provider.eu_native,
+        "models": {model: {"price_per_minute": dollars(deployment.price)} for model, deployment in models.items()},
+        "state": report.state,
+        "until": report.until,
+        "attempts": report.attempts,
+        "failures": report.failures,
+        "seconds_per_audio_second": None if report.speed is None else round(report.speed, 4),
+    }
 
 
 def _model(model: Model) -> dict[str, Any]:
