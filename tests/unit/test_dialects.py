@@ -19,13 +19,16 @@ from voxgate.dialects.router import RouterDialect
 from voxgate.dialects.stats import StatsDialect
 from voxgate.errors import InvalidInput
 from voxgate.model import (
+    CacheHit,
     Feature,
     Granularity,
+    Logprob,
     Outcome,
     Preference,
     ResponseFormat,
     Routing,
     Segment,
+    Tokens,
     Transcript,
     TranscriptionRequest,
     Word,
@@ -201,6 +204,12 @@ def test_granularities_come_in_every_spelling(dialect: Dialect, sent: list[Sent]
     assert request.words is (WORD in wanted)
     assert request.ignored == ()
     assert request.extra == {}
+
+
+@each_rich
+def test_words_that_are_asked_for_are_needed(dialect: Dialect) -> None:
+    request = parse(dialect, ("response_format", "verbose_json"), ("timestamp_granularities[]", "word"))
+    assert request.required.get(Feature.WORDS, "").startswith("timestamp_granularities")
 
 
 @each_rich
@@ -458,6 +467,31 @@ FULL = Outcome(
     latency=0.12345,
 )
 SPARSE = replace(FULL, transcript=Transcript(text="", duration=0.1))
+LOGPROBS = (Logprob("hello", -0.1, (104, 101)), Logprob(" world", -0.25))
+# What a provider that counts tokens gives; and one that tells speakers apart.
+COUNTED = replace(
+    FULL,
+    request=replace(FULL.request, required={Feature.LOGPROBS: "include[]"}),
+    transcript=replace(SPEECH, logprobs=LOGPROBS, tokens=Tokens(14, 45, text=0, audio=14)),
+)
+SPEAKERS = replace(
+    FULL,
+    request=replace(FULL.request, required={Feature.DIARIZATION: "response_format"}),
+    transcript=replace(
+        SPEECH, segments=(Segment(0.0, 1.2, " hello", speaker="A"), Segment(1.2, 2.50049, " world", speaker="B"))
+    ),
+)
+TOKENS = {
+    "type": "tokens",
+    "input_tokens": 14,
+    "input_token_details": {"text_tokens": 0, "audio_tokens": 14},
+    "output_tokens": 45,
+    "total_tokens": 59,
+}
+SHOWN_LOGPROBS = [
+    {"token": "hello", "logprob": -0.1, "bytes": [104, 101]},
+    {"token": " world", "logprob": -0.25, "bytes": None},
+]
 SEGMENT_KEYS = {
     "id", "seek", "start", "end", "text", "tokens", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob",
 }  # fmt: skip
@@ -477,7 +511,7 @@ def rendered(dialect: Dialect, outcome: Outcome, kind: ResponseFormat, *granular
 
 @each
 @pytest.mark.parametrize("kind", [ResponseFormat.JSON, ResponseFormat.VERBOSE_JSON])
-@pytest.mark.parametrize("outcome", [FULL, SPARSE], ids=["full", "sparse"])
+@pytest.mark.parametrize("outcome", [FULL, SPARSE, COUNTED], ids=["full", "sparse", "counted"])
 @pytest.mark.parametrize("granularities", [(WORD,), (SEGMENT,), (WORD, SEGMENT)], ids=["word", "segment", "both"])
 def test_a_body_is_what_the_description_says(
     dialect: Dialect, kind: ResponseFormat, outcome: Outcome, granularities: tuple[Granularity, ...]
@@ -489,11 +523,73 @@ def test_a_body_is_what_the_description_says(
     assert set(shown) <= set(content["schema"]["properties"]), "an undescribed field"
 
 
+@each_rich
+def test_a_diarized_body_is_what_the_description_says(dialect: Dialect) -> None:
+    content = DOCUMENT["paths"][dialect.path]["post"]["responses"]["200"]["content"]["application/json"]
+    schema = content["schema"] | {"components": DOCUMENT["components"]}
+    shown = rendered(dialect, SPEAKERS, ResponseFormat.DIARIZED_JSON)
+    Draft202012Validator(schema).validate(shown)
+    assert set(shown) <= set(content["schema"]["properties"]), "an undescribed field"
+
+
 def test_openais_json_is_the_text() -> None:
     assert rendered(OPENAI, FULL, ResponseFormat.JSON) == {
         "text": "hello world",
         "usage": {"type": "duration", "seconds": 2.5},
     }
+
+
+@pytest.mark.parametrize("kind", [ResponseFormat.JSON, ResponseFormat.VERBOSE_JSON, ResponseFormat.DIARIZED_JSON])
+def test_openais_usage_is_in_tokens_where_the_provider_counted_them(kind: ResponseFormat) -> None:
+    assert rendered(OPENAI, COUNTED, kind)["usage"] == TOKENS
+    assert rendered(OPENAI, FULL, kind)["usage"] == {"type": "duration", "seconds": 2.5}
+
+
+@each_rich
+def test_tokens_whose_details_are_not_given_have_none_made_up(dialect: Dialect) -> None:
+    counted = replace(FULL, transcript=replace(SPEECH, tokens=Tokens(14, 45)))
+    usage = rendered(dialect, counted, ResponseFormat.JSON).get("usage", TOKENS)
+    assert (usage["input_tokens"], usage["output_tokens"], usage["total_tokens"]) == (14, 45, 59)
+    if dialect is not ROUTER:
+        assert usage["input_token_details"] == {"text_tokens": None, "audio_tokens": None}
+
+
+def test_openais_json_has_logprobs_where_they_were_asked_for() -> None:
+    assert rendered(OPENAI, COUNTED, ResponseFormat.JSON) == {
+        "text": "hello world",
+        "logprobs": SHOWN_LOGPROBS,
+        "usage": TOKENS,
+    }
+    asked = replace(FULL, request=COUNTED.request)
+    assert rendered(OPENAI, asked, ResponseFormat.JSON)["logprobs"] is None
+    unasked = replace(COUNTED, request=FULL.request)
+    assert "logprobs" not in rendered(OPENAI, unasked, ResponseFormat.JSON)
+
+
+def test_openais_diarized_json_has_who_said_what() -> None:
+    assert rendered(OPENAI, SPEAKERS, ResponseFormat.DIARIZED_JSON) == {
+        "task": "transcribe",
+        "duration": 2.5,
+        "text": "hello world",
+        "segments": [
+            {"type": "transcript.text.segment", "id": "seg_0", "start": 0.0, "end": 1.2, "speaker": "A",
+             "text": " hello"},
+            {"type": "transcript.text.segment", "id": "seg_1", "start": 1.2, "end": 2.5, "speaker": "B",
+             "text": " world"},
+        ],
+        "usage": {"type": "duration", "seconds": 2.5},
+    }  # fmt: skip
+
+
+@each_rich
+def test_a_diarized_answer_says_who_spoke_in_every_contract(dialect: Dialect) -> None:
+    shown = rendered(dialect, SPEAKERS, ResponseFormat.DIARIZED_JSON)
+    assert [segment.get("speaker") for segment in shown["segments"]] == ["A", "B"]
+
+
+def test_a_translation_says_that_it_is_one() -> None:
+    translated = replace(FULL, request=replace(FULL.request, translate=True))
+    assert rendered(OPENAI, translated, ResponseFormat.VERBOSE_JSON)["task"] == "translate"
 
 
 def test_openais_verbose_json_has_segments_and_words_as_asked_for() -> None:
@@ -580,6 +676,47 @@ def test_litellms_body(kind: ResponseFormat) -> None:
         "model_requested": "whisper-1",
         "model_deployment": "default",
         "latency": 123,
+        "chunk_index": 0,
+        "cache_debug": None,
+    }
+
+
+def test_litellms_body_says_what_was_asked_for_and_what_served() -> None:
+    served = replace(
+        FULL,
+        request=replace(FULL.request, model="groq/large"),
+        provider="groq",
+        upstream_model="whisper-large-v3",
+        latency=1.9996,
+    )
+    shown = rendered(LITELLM, served, ResponseFormat.JSON)["extra_fields"]
+    assert (shown["provider"], shown["model_requested"], shown["model_deployment"], shown["latency"]) == (
+        "groq",
+        "groq/large",
+        "whisper-large-v3",
+        2000,
+    )
+
+
+def test_litellms_usage_has_tokens_where_they_were_counted_and_seconds_always() -> None:
+    shown = rendered(LITELLM, COUNTED, ResponseFormat.JSON)
+    assert shown["usage"] == TOKENS | {"seconds": 2.5}
+    assert shown["logprobs"] == SHOWN_LOGPROBS
+
+
+def test_litellm_says_what_the_audio_was_made_into() -> None:
+    made = replace(FULL, converted="flac")
+    assert rendered(LITELLM, made, ResponseFormat.JSON)["extra_fields"]["converted_to"] == "flac"
+
+
+def test_litellm_says_when_an_answer_came_out_of_the_cache() -> None:
+    hit = replace(FULL, hit=CacheHit("entry-1"))
+    assert rendered(LITELLM, hit, ResponseFormat.JSON)["extra_fields"]["cache_debug"] == {
+        "cache_hit": True,
+        "cache_id": "entry-1",
+        "hit_type": "direct",
+        "provider_used": "embedded",
+        "model_used": "default",
     }
 
 
@@ -626,3 +763,9 @@ def test_paths_and_audio_fields_are_the_contracts(dialect: Dialect) -> None:
     }
     assert dialect.path == paths[dialect.name]
     assert dialect.audio_field == ("audio" if dialect is STATS else "file")
+
+
+@each
+def test_the_description_has_the_headers_that_say_who_served_and_at_which_attempt(dialect: Dialect) -> None:
+    headers = DOCUMENT["paths"][dialect.path]["post"]["responses"]["200"]["headers"]
+    assert {"x-voxgate-provider", "x-voxgate-attempts"} <= set(headers)

@@ -48,14 +48,24 @@ class LiteLLMDialect:
                 "text": transcript.text,
                 "segments": verbose.segments(transcript) if Granularity.SEGMENT in asked else None,
                 "words": verbose.words(transcript) if Granularity.WORD in asked else None,
-                "logprobs": None,
-                "usage": {"type": "duration", "seconds": verbose.seconds(transcript.duration)},
+                "logprobs": verbose.logprobs(transcript),
+                "usage": verbose.usage(transcript) | {"seconds": verbose.seconds(transcript.duration)},
                 "extra_fields": {
                     "request_type": "transcription",
                     "provider": outcome.provider,
                     "model_requested": request.model,
                     "model_deployment": outcome.upstream_model,
                     "latency": round(outcome.latency * 1000),  # milliseconds
+                    "chunk_index": 0,
+                    "cache_debug": _cache_debug(outcome),
+                    **({"converted_to": outcome.converted} if outcome.converted else {}),
                 },
             }
         )
+
+
+def _cache_debug(outcome: Outcome) -> dict[str, object] | None:
+    if outcome.hit is None:
+        return None
+    used = {"provider_used": outcome.provider, "model_used": outcome.upstream_model}
+    return {"cache_hit": True, "cache_id": outcome.hit.id, "hit_type": "direct", **used}

@@ -55,21 +55,56 @@ class OpenAIDialect:
         plain = plain_body(transcript, request.response_format)
         if plain is not None:
             return plain
-        usage = {"type": "duration", "seconds": verbose.seconds(transcript.duration)}
-        if request.response_format is not ResponseFormat.VERBOSE_JSON:
-            return json_body({"text": transcript.text, "usage": usage})
+        usage = verbose.usage(transcript)
+        if request.response_format is ResponseFormat.JSON:
+            asked = {"logprobs": verbose.logprobs(transcript)} if Feature.LOGPROBS in request.required else {}
+            return json_body({"text": transcript.text, **asked, "usage": usage})
         body: dict[str, Any] = {
-            "task": "transcribe",
-            "language": verbose.language(transcript.language, outcome.language_style),
+            "task": "translate" if request.translate else "transcribe",
+            # Of a translation it is that of the output.
+            "language": verbose.language("en" if request.translate else transcript.language, outcome.language_style),
             "duration": verbose.seconds(transcript.duration),
             "text": transcript.text,
         }
+        if request.response_format is ResponseFormat.DIARIZED_JSON:
+            del body["language"]
+            return json_body(body | {"segments": verbose.diarized(transcript), "usage": usage})
         # As recorded from OpenAI: words alone means no segments.
         if Granularity.SEGMENT in request.granularities:
             body["segments"] = verbose.segments(transcript)
         if Granularity.WORD in request.granularities:
             body["words"] = verbose.words(transcript, confidence=self._confident_words)
         return json_body(body | {"usage": usage})
+
+
+class TranslationForm(FormModel):
+    """What OpenAI's translations take: into English, from whichever language it is."""
+
+    model: Annotated[str, Described(min_length=1, examples=["whisper-1"])]
+    prompt: Text | None = None
+    response_format: ResponseFormat = ResponseFormat.JSON
+    temperature: Annotated[float, Described(ge=0, le=1, allow_inf_nan=False)] = 0.0
+
+
+class TranslationDialect(OpenAIDialect):
+    """https://platform.openai.com/docs/api-reference/audio/createTranslation"""
+
+    name = "translations"
+    path = "/v1/audio/translations"
+    form: type[FormModel] = TranslationForm
+
+    def parse(self, fields: tuple[Field, ...], files: tuple[str, ...]) -> TranscriptionRequest:
+        form, extra = TranslationForm.read(fields)
+        if form.response_format is ResponseFormat.DIARIZED_JSON:
+            raise InvalidInput("Translations have no 'diarized_json'.", param="response_format")
+        return TranscriptionRequest(
+            model=form.model,
+            prompt=form.prompt,
+            temperature=form.temperature,
+            response_format=form.response_format,
+            translate=True,
+            ignored=(*extra, *files),
+        )
 
 
 class InferenceDialect(OpenAIDialect):

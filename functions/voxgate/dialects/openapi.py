@@ -55,11 +55,14 @@ _ENVELOPE = {
     },
 }
 _NULLABLE_NUMBER = {"type": ["number", "null"]}
+_NULLABLE_TEXT = {"type": ["string", "null"]}
 _SEGMENT = {
     "type": "object",
     "required": ["id", "start", "end", "text"],
     "properties": {
-        "id": {"type": "integer"},
+        "id": {"type": ["integer", "string"]},
+        "type": {"const": "transcript.text.segment"},
+        "speaker": _NULLABLE_TEXT,
         "seek": {"type": ["integer", "null"]},
         "start": {"type": "number"},
         "end": {"type": "number"},
@@ -83,12 +86,18 @@ _WORD = {
 }
 _USAGE = {
     "type": "object",
-    "required": ["type", "seconds"],
-    "properties": {"type": {"const": "duration"}, "seconds": {"type": "number"}},
+    "description": "In seconds, or in tokens where the provider counts those.",
+    "required": ["type"],
+    "properties": {
+        "type": {"enum": ["duration", "tokens"]},
+        "seconds": {"type": "number"},
+        **{name: {"type": "integer"} for name in ("input_tokens", "output_tokens", "total_tokens")},
+        "input_token_details": {"type": "object"},
+    },
 }
 _SEGMENTS = {"type": ["array", "null"], "items": {"$ref": "#/components/schemas/Segment"}}
 _WORDS = {"type": ["array", "null"], "items": {"$ref": "#/components/schemas/Word"}}
-_NULLABLE_TEXT = {"type": ["string", "null"]}
+_LOGPROBS = {"type": ["array", "null"], "items": {"type": "object", "required": ["token", "logprob"]}}
 
 
 def _body(**properties: dict[str, Any]) -> dict[str, Any]:
@@ -102,6 +111,14 @@ _BODIES = {
         duration={"type": "number"},
         segments=_SEGMENTS,
         words=_WORDS,
+        logprobs=_LOGPROBS,
+        usage=_USAGE,
+    ),
+    "translations": _body(
+        task={"const": "translate"},
+        language=_NULLABLE_TEXT,
+        duration={"type": "number"},
+        segments=_SEGMENTS,
         usage=_USAGE,
     ),
     "stats": _body(
@@ -128,7 +145,7 @@ _BODIES = {
         duration={"type": "number"},
         segments=_SEGMENTS,
         words=_WORDS,
-        logprobs={"type": ["array", "null"]},
+        logprobs=_LOGPROBS,
         usage=_USAGE,
         extra_fields={"type": "object"},
     ),
@@ -159,6 +176,7 @@ _LIMITS = {
 _BILLED = _LIMITS | {
     "x-voxgate-cost": {"schema": {"type": "string"}, "description": "Dollars that this request cost."},
     "x-voxgate-balance": {"schema": {"type": "string"}, "description": "Dollars that are left."},
+    "x-voxgate-attempts": {"schema": {"type": "string"}, "description": "How many attempts that took."},
     "x-voxgate-provider": {"schema": {"type": "string"}, "description": "Who served it."},
 }
 _MONEY = {

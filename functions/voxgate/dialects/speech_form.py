@@ -25,7 +25,10 @@ class SpeechForm(FormModel):
     def request(self) -> TranscriptionRequest:
         """What these fields ask for. Raises `InvalidInput` for what cannot be had."""
         refuse_stream(self.stream)
-        diarized = self.response_format is ResponseFormat.DIARIZED_JSON
+        required = {Feature.DIARIZATION: "response_format"} if self._diarized else {}
+        plain = self.response_format in (ResponseFormat.TEXT, ResponseFormat.SRT, ResponseFormat.VTT)
+        if Granularity.WORD in (self.timestamp_granularities or ()) and not plain:
+            required[Feature.WORDS] = "timestamp_granularities"
         return TranscriptionRequest(
             model=self.model,
             language=self.language,
@@ -33,8 +36,12 @@ class SpeechForm(FormModel):
             temperature=self.temperature,
             response_format=self.response_format,
             granularities=frozenset(self.timestamp_granularities or [Granularity.SEGMENT]),
-            required={Feature.DIARIZATION: "response_format"} if diarized else {},
+            required=required,
         )
+
+    @property
+    def _diarized(self) -> bool:
+        return self.response_format is ResponseFormat.DIARIZED_JSON
 
     def check_granularities(self) -> None:
         """OpenAI's rule, which the LiteLLM contract does not have."""

@@ -21,6 +21,7 @@ class Job:
     prompt: str | None = None
     temperature: float | None = None
     words: bool = False
+    translate: bool = False  # into English
     keywords: tuple[str, ...] = ()
 
 

@@ -28,6 +28,11 @@ _THEIRS = {"jv": "jw", "nb": "no"}
 _TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
+_FEATURES = frozenset(
+    {Feature.WORDS, Feature.SEGMENTS, Feature.PROMPT, Feature.TEMPERATURE, Feature.LANGUAGE, Feature.KEYWORDS}
+)
+
+
 class WhisperEngine:
     """Implements `Engine`. `model` is a CTranslate2 model's directory or a hub name; `device` and
     `compute_type` are CTranslate2's."""
@@ -42,7 +47,7 @@ class WhisperEngine:
         codes = {languages.parse(code) or code for code in theirs}
         self.capabilities = Capabilities(
             languages=frozenset(codes | {ours for ours, code in _THEIRS.items() if code in theirs}),
-            features=frozenset({Feature.WORDS, Feature.PROMPT, Feature.TEMPERATURE, Feature.KEYWORDS}),
+            features=_FEATURES | ({Feature.TRANSLATION} if len(listed) > 1 else set()),
         )
 
     def transcribe(self, job: Job) -> Recognition:
@@ -69,6 +74,7 @@ class WhisperEngine:
         segments, info = self._model.transcribe(
             samples,
             language=language,
+            task="translate" if job.translate else "transcribe",
             initial_prompt=job.prompt,
             hotwords=", ".join(job.keywords) or None,
             temperature=job.temperature or _TEMPERATURES,

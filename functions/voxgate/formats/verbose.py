@@ -20,6 +20,7 @@ def segment(number: int, value: Segment) -> dict[str, Any]:
         "avg_logprob": value.avg_logprob,
         "compression_ratio": value.compression_ratio,
         "no_speech_prob": value.no_speech_prob,
+        **({} if value.speaker is None else {"speaker": value.speaker}),
     }
 
 
@@ -40,6 +41,44 @@ def words(transcript: Transcript, *, confidence: bool = False) -> list[dict[str,
     if transcript.words is None:
         return None
     return [word(value, confidence=confidence) for value in transcript.words]
+
+
+def diarized(transcript: Transcript) -> list[dict[str, Any]]:
+    """Segments as OpenAI's diarizing models give them."""
+    return [
+        {
+            "type": "transcript.text.segment",
+            "id": f"seg_{number}",
+            "start": seconds(value.start),
+            "end": seconds(value.end),
+            "speaker": value.speaker,
+            "text": value.text,
+        }
+        for number, value in enumerate(transcript.segments or ())
+    ]
+
+
+def logprobs(transcript: Transcript) -> list[dict[str, Any]] | None:
+    if transcript.logprobs is None:
+        return None
+    return [
+        {"token": p.token, "logprob": p.logprob, "bytes": None if p.bytes is None else list(p.bytes)}
+        for p in transcript.logprobs
+    ]
+
+
+def usage(transcript: Transcript) -> dict[str, Any]:
+    """OpenAI's usage: in tokens where the provider counted them, else in seconds."""
+    tokens = transcript.tokens
+    if tokens is None:
+        return {"type": "duration", "seconds": seconds(transcript.duration)}
+    return {
+        "type": "tokens",
+        "input_tokens": tokens.input,
+        "input_token_details": {"text_tokens": tokens.text, "audio_tokens": tokens.audio},
+        "output_tokens": tokens.output,
+        "total_tokens": tokens.input + tokens.output,
+    }
 
 
 def language(code: str | None, style: str) -> str | None:
