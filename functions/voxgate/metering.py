@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from voxgate.accounts import Claim, Hold, Replay, Scope, Store, Ticket, UsageRecord
-from voxgate.accounts.credentials import ANYONE, Authenticator, Caller
+from voxgate.accounts.credentials import ANYONE, Authenticator, Caller, Refused
 from voxgate.accounts.rules import dollars, limit_headers
 from voxgate.errors import IdempotencyConflict, InsufficientQuota, InvalidInput, VoxgateError
 from voxgate.staging import Staging, result_key
@@ -96,7 +96,7 @@ class Meter:
         key_header: str,
         told: MutableMapping[str, str],
     ) -> AsyncIterator[Tab]:
-        caller = await self.authenticate(headers, Scope.TRANSCRIBE, also=key_header)
+        caller = await self._known(request_id, headers, Scope.TRANSCRIBE, told, also=key_header)
         record = UsageRecord(request_id, caller.account_id, caller.key_id, self._clock(), contract, 200, 0.0)
         tab = _MeteredTab(self, caller, headers.get("idempotency-key"), record, told)
         try:
@@ -111,10 +111,28 @@ class Meter:
         self, request_id: str, headers: Mapping[str, str], scope: Scope | None, told: MutableMapping[str, str]
     ) -> Caller:
         """Let in a request that costs nothing but its place in the rate. Raises what the client is to see."""
-        caller = await self.authenticate(headers, scope)
+        caller = await self._known(request_id, headers, scope, told)
+        await self._count(request_id, caller, told)
+        return caller
+
+    async def _known(
+        self,
+        request_id: str,
+        headers: Mapping[str, str],
+        scope: Scope | None,
+        told: MutableMapping[str, str],
+        *,
+        also: str = "",
+    ) -> Caller:
+        try:
+            return await self.authenticate(headers, scope, also=also)
+        except Refused as error:  # counts like any other request, and is told where it stands
+            await self._count(request_id, error.caller, told)
+            raise
+
+    async def _count(self, request_id: str, caller: Caller, told: MutableMapping[str, str]) -> None:
         standing = await self.store.admit(caller.ticket(request_id), lease=0.0, paid=False, slot=False)
         told.update(limit_headers(standing))
-        return caller
 
     async def pack(self, ticket: Ticket, reply: Reply) -> bytes:
         """An answer as the store keeps it: itself, or where it is staged."""

@@ -112,14 +112,11 @@ CASES: dict[str, Case] = {
         *POOR,
         message=rf"budget of \$0\.0003 .*by this key.*renews on {RENEWS} ",
     ),
-    "account suspended": Case(
-        suspended, 403, "account_suspended", "permission_error", message="suspended", authenticated=False
-    ),
+    "account suspended": Case(suspended, 403, "account_suspended", "permission_error", message="suspended"),
     "scope": Case(
         lambda house: house.office.keys_create(house.office.open().account, "--scope", "usage"),
         *(403, "permission_denied", "permission_error"),
         message="scope 'transcribe'",
-        authenticated=False,
     ),
     "model not allowed": Case(
         lambda house: house.office.keys_create(house.office.open().account, "--model", "whisper-large-v3"),

@@ -268,7 +268,9 @@ def guessing(server: Server, guesses: list[str], rate: int) -> Iterator[list[int
             yield said
         finally:
             process.terminate()
-        said += map(int, process.stdout.read().splitlines()[-1].split())
+        # Its end may have come in the middle of a line.
+        whole = [line for line in process.stdout.read().splitlines() if " " in line]
+        said += map(int, whole[-1].split())
 
 
 def median(client: httpx.Client, seconds: float) -> float:

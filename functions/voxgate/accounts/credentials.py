@@ -40,6 +40,14 @@ class Caller:
 ANYONE = Caller("", "", None, ())
 
 
+class Refused(Forbidden):
+    """A caller who is known, and may not."""
+
+    def __init__(self, message: str, *, code: str, caller: Caller) -> None:
+        super().__init__(message, code=code)
+        self.caller = caller
+
+
 class Authenticator:
     """API keys against the store.
 
@@ -75,16 +83,18 @@ class Authenticator:
         ):
             raise Unauthenticated("Incorrect API key provided, or one that was revoked or has expired.")
         account, key = credential.account, credential.key
+        caller = Caller(account.id, key.id, key.models, self._bounds(credential))
         if account.status is not Status.ACTIVE:
-            raise Forbidden("This account is suspended; ask whoever runs this service.", code="account_suspended")
+            message = "This account is suspended; ask whoever runs this service."
+            raise Refused(message, code="account_suspended", caller=caller)
         if scope is not None and key.scopes.isdisjoint({scope, Scope.ADMIN}):
-            raise Forbidden(f"This API key has not the scope '{scope}'.", code="permission_denied")
+            raise Refused(f"This API key has not the scope '{scope}'.", code="permission_denied", caller=caller)
         if key.last_used != (today := day(now)):
             await self._store.mark_used(key, today)
             if known := self._known.get(credential.digest):  # for as long as before, or a revocation would wait
                 marked = dataclasses.replace(credential, key=dataclasses.replace(key, last_used=today))
                 self._known[credential.digest] = (known[0], marked)
-        return Caller(account.id, key.id, key.models, self._bounds(credential))
+        return caller
 
     def _bounds(self, credential: Credential) -> tuple[Bounds, ...]:
         account, key = credential.account, credential.key
