@@ -33,7 +33,7 @@ from voxgate.accounts import (
     keys,
 )
 from voxgate.accounts.reports import grouped, money, usage_json
-from voxgate.accounts.rules import day, dollars
+from voxgate.accounts.rules import day, dollars, midnight
 from voxgate.settings import Settings
 
 Arguments = argparse.Namespace
@@ -286,9 +286,7 @@ async def _create_key(store: Store, arguments: Arguments) -> None:
         name=arguments.name,
         scopes=frozenset(arguments.scope or (Scope.TRANSCRIBE, Scope.USAGE)),
         models=tuple(arguments.model) if arguments.model else None,
-        expires=int(dt.datetime.fromisoformat(f"{arguments.expires}T00:00Z").timestamp())
-        if arguments.expires
-        else None,
+        expires=int(midnight(arguments.expires)) if arguments.expires else None,
         limits=_limits(arguments),
         budget=arguments.budget,
     )
@@ -335,8 +333,7 @@ async def _usage(store: Store, arguments: Arguments) -> None:
     until = arguments.until or day(time.time())
     since = arguments.since or f"{until[:7]}-01"
     if arguments.requests:
-        begin, end = (dt.datetime.fromisoformat(f"{text}T00:00Z").timestamp() for text in (since, until))
-        records = await store.records(account.id, begin, end + 86400)
+        records = await store.records(account.id, midnight(since), midnight(until) + 86_400)
         each = [dataclasses.asdict(record) | money({"cost": record.cost}) for record in records]
         columns = [field.name for field in dataclasses.fields(UsageRecord) if field.name != "account_id"]
         _table(arguments, each, tuple(columns))

@@ -9,7 +9,7 @@ from voxgate.errors import FailureClass, ProviderError
 from voxgate.model import Feature, Segment, Transcript, Word
 from voxgate.providers import Call
 from voxgate.providers.http import WireAnswer, WireRequest, failure_of, json_of
-from voxgate.providers.openai import number, passed_on, shown, time_of
+from voxgate.providers.openai import number, passed_on, shown, text_of, time_of
 
 
 class DeepgramAdapter:
@@ -40,7 +40,7 @@ class DeepgramAdapter:
         spoken = channel.get("detected_language")
         utterances = results.get("utterances")
         return Transcript(
-            text=_text(heard["transcript"]),
+            text=text_of(heard["transcript"]),
             duration=call.duration,
             language=languages.parse(spoken) if isinstance(spoken, str) else call.request.language,
             segments=None if utterances is None else tuple(map(_utterance, utterances)),
@@ -52,7 +52,7 @@ def _utterance(value: dict[str, Any]) -> Segment:
     return Segment(
         start=time_of(value["start"]),
         end=time_of(value["end"]),
-        text=_text(value["transcript"]),
+        text=text_of(value["transcript"]),
         words=tuple(map(_word, value.get("words") or ())),
         speaker=None if value.get("speaker") is None else str(value["speaker"]),
     )
@@ -60,17 +60,11 @@ def _utterance(value: dict[str, Any]) -> Segment:
 
 def _word(value: dict[str, Any]) -> Word:
     return Word(
-        _text(value.get("punctuated_word") or value["word"]),
+        text_of(value.get("punctuated_word") or value["word"]),
         time_of(value["start"]),
         time_of(value["end"]),
         number(value.get("confidence")),
     )
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError("a text is not text")
-    return value
 
 
 def _failed(answer: WireAnswer) -> ProviderError:

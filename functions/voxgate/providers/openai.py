@@ -135,7 +135,7 @@ def _transcript(body: dict[str, Any], call: Call) -> Transcript:
     words = body.get("words")
     spoken = body.get("language")
     return Transcript(
-        text=_text(body["text"]),
+        text=text_of(body["text"]),
         duration=call.duration,
         language=languages.parse(spoken) if isinstance(spoken, str) else None,
         segments=None if segments is None else tuple(map(_segment, segments)),
@@ -150,7 +150,7 @@ def _segment(value: dict[str, Any]) -> Segment:
     return Segment(
         start=time_of(value["start"]),
         end=time_of(value["end"]),
-        text=_text(value["text"]),
+        text=text_of(value["text"]),
         seek=value.get("seek"),
         tokens=tuple(value.get("tokens") or ()),
         temperature=number(value.get("temperature")),
@@ -164,7 +164,10 @@ def _segment(value: dict[str, Any]) -> Segment:
 def _word(value: dict[str, Any]) -> Word:
     confidence = value.get("confidence", value.get("probability"))
     return Word(
-        _text(value.get("word", value.get("text"))), time_of(value["start"]), time_of(value["end"]), number(confidence)
+        text_of(value.get("word", value.get("text"))),
+        time_of(value["start"]),
+        time_of(value["end"]),
+        number(confidence),
     )
 
 
@@ -172,7 +175,8 @@ def _logprobs(values: Any) -> tuple[Logprob, ...] | None:
     if not values:
         return None
     return tuple(
-        Logprob(_text(v["token"]), _finite(v["logprob"]), tuple(v["bytes"]) if v.get("bytes") else None) for v in values
+        Logprob(text_of(v["token"]), _finite(v["logprob"]), tuple(v["bytes"]) if v.get("bytes") else None)
+        for v in values
     )
 
 
@@ -189,7 +193,7 @@ def _tokens(usage: Any) -> Tokens | None:
     return Tokens(int(spent), int(made), details.get("text_tokens"), details.get("audio_tokens"))
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("a text is not text")
     return value
