@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,14 @@ def add_commands(commands: Any) -> None:
     _command(actions, "show", "show an account and its keys", _show_account, "ACCOUNT")
     change = _command(actions, "change", "change an account's limits and budget", _change_account, "ACCOUNT")
     _add_limits(change, or_none=True)
-    _command(actions, "suspend", "refuse all of an account's requests", _suspend, "ACCOUNT")
-    _command(actions, "resume", "end a suspension", _resume, "ACCOUNT")
+    suspend = partial(_set_status, status=Status.SUSPENDED, text="Suspended '{}': within a minute all is refused.")
+    resume = partial(_set_status, status=Status.ACTIVE, text="'{}' is served again, within a minute.")
+    _command(actions, "suspend", "refuse all of an account's requests", suspend, "ACCOUNT")
+    _command(actions, "resume", "end a suspension", resume, "ACCOUNT")
     for name, what, action in (
-        ("credit", "add credit that was paid for", _credit),
-        ("refund", "give back what was charged", _refund),
-        ("adjust", "correct a balance, up or down", _adjust),
+        ("credit", "add credit that was paid for", partial(_post, kind=EntryKind.TOP_UP, text="Added ${} to")),
+        ("refund", "give back what was charged", partial(_post, kind=EntryKind.REFUND, text="Refunded ${} to")),
+        ("adjust", "correct a balance, up or down", partial(_post, kind=EntryKind.ADJUSTMENT, text="Adjusted by ${}")),
     ):
         post = _command(actions, name, what, action, "ACCOUNT", "DOLLARS")
         post.add_argument("--note", default="", help="why, for the ledger")
@@ -216,33 +219,13 @@ async def _change_account(store: Store, arguments: Arguments) -> None:
     _say(arguments, await _account_json(store, account), f"Changed '{account.name}'.")
 
 
-async def _suspend(store: Store, arguments: Arguments) -> None:
-    await _set_status(store, arguments, Status.SUSPENDED, "Suspended '{}': within a minute all is refused.")
-
-
-async def _resume(store: Store, arguments: Arguments) -> None:
-    await _set_status(store, arguments, Status.ACTIVE, "'{}' is served again, within a minute.")
-
-
-async def _set_status(store: Store, arguments: Arguments, status: Status, text: str) -> None:
+async def _set_status(store: Store, arguments: Arguments, *, status: Status, text: str) -> None:
     account = dataclasses.replace(await store.find_account(arguments.account), status=status)
     await store.change_account(account)
     _say(arguments, await _account_json(store, account), text.format(account.name))
 
 
-async def _credit(store: Store, arguments: Arguments) -> None:
-    await _post(store, arguments, EntryKind.TOP_UP, "Added ${} to")
-
-
-async def _refund(store: Store, arguments: Arguments) -> None:
-    await _post(store, arguments, EntryKind.REFUND, "Refunded ${} to")
-
-
-async def _adjust(store: Store, arguments: Arguments) -> None:
-    await _post(store, arguments, EntryKind.ADJUSTMENT, "Adjusted by ${}")
-
-
-async def _post(store: Store, arguments: Arguments, kind: EntryKind, text: str) -> None:
+async def _post(store: Store, arguments: Arguments, *, kind: EntryKind, text: str) -> None:
     if arguments.dollars <= 0 and kind is not EntryKind.ADJUSTMENT:
         raise ValueError("The amount must be more than 0; 'accounts adjust' takes credit away.")
     account = await store.find_account(arguments.account)

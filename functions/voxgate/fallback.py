@@ -131,7 +131,7 @@ class Fallback:
             except TimeoutError:
                 return await self._failed(deployment, ProviderError(FailureClass.TRANSIENT, "timed out"))
             except Overloaded as error:
-                self._health.limited(deployment.id, 0.0)
+                self._health.ended(deployment.id)
                 return _Failure(deployment, FailureClass.OVERLOADED, 503, float(error.retry_after))
             except ProviderError as error:
                 if error.failure is FailureClass.CALLER_FAULT:
