@@ -1,14 +1,57 @@
-"""The Lambda function behind API Gateway's REST API."""
+"""The Lambda function behind API Gateway's REST API.
+
+With SnapStart an execution environment begins as a copy of one that was initialized long before: what was
+loaded then stays, and everything that may be used once or for a while only is made again.
+https://docs.aws.amazon.com/lambda/latest/dg/snapstart-best-practices.html
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import importlib
+import os
+import random
+from typing import Any
 
 from voxgate.hosts.gateway import build_application
-from voxgate.hosts.lambda_rest import build_handler, for_one_at_a_time
+from voxgate.hosts.lambda_rest import Handler, build_handler, for_one_at_a_time
 from voxgate.settings import Settings
 from voxgate.wiring import build_gateway, build_store
 
+# What a request loads when it first needs it, unless a snapshot may have it already.
+LATER = (
+    "av.subtitles.stream",
+    "voxgate.audio.convert",
+    "voxgate.audio.probe",
+    "voxgate.dialects.openapi",
+    "voxgate.providers.http",
+)
 settings = for_one_at_a_time(Settings.from_environment())
-gateway = build_gateway(settings, build_store(settings))
-handler = build_handler(build_application(gateway), asyncio.new_event_loop())
+
+
+def _made() -> Handler:
+    """Connections, credentials, event loop, what is remembered of keys and providers: all of it new."""
+    gateway = build_gateway(settings, build_store(settings))
+    return build_handler(build_application(gateway), asyncio.new_event_loop())
+
+
+_answer = _made()
+
+
+def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
+    return _answer(event, context)
+
+
+def restored() -> None:
+    """After a snapshot: none of its copies may share what another has."""
+    global _answer  # noqa: PLW0603 - Lambda keeps the module, and nothing else, across its requests
+    random.seed()
+    _answer = _made()
+
+
+if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start":
+    for name in LATER:
+        importlib.import_module(name)
+    with contextlib.suppress(ImportError):  # it is Lambda's own package
+        importlib.import_module("snapshot_restore_py").register_after_restore(restored)
