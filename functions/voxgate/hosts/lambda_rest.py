@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import gzip
+import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +20,7 @@ from aws_lambda_powertools.event_handler import APIGatewayRestResolver
 from aws_lambda_powertools.event_handler import Response as ApiResponse
 from aws_lambda_powertools.metrics import MetricUnit
 
-from voxgate.errors import InvalidInput, ProviderUnavailable
+from voxgate.errors import InvalidInput, ProviderUnavailable, TooLarge
 from voxgate.hosts.gateway import build_application
 from voxgate.hosts.http import Application, Request, Response, error_response
 from voxgate.settings import Settings
@@ -26,6 +28,10 @@ from voxgate.wiring import Gateway
 
 Event = dict[str, Any]
 Handler = Callable[[Event, Any], dict[str, Any]]
+
+# Lambda gives back at most 6 MB, as JSON; something is kept for the headers.
+# https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html
+_LARGEST_BODY = 6 * 1024 * 1024 - 64 * 1024
 
 
 def build_handler(application: Application, loop: asyncio.AbstractEventLoop) -> Handler:
@@ -35,13 +41,15 @@ def build_handler(application: Application, loop: asyncio.AbstractEventLoop) -> 
     resolver = APIGatewayRestResolver()
     seconds_left: float | None = None
 
-    def answer() -> ApiResponse[str]:
+    def answer() -> ApiResponse[Any]:
         event = resolver.current_event.raw_event
         response = loop.run_until_complete(_handle(application, event, seconds_left))
+        response = _fitting(response, _headers(event).get("accept-encoding", ""))
         metrics.add_metric(name=f"Status{response.status // 100}xx", unit=MetricUnit.Count, value=1)
         headers: dict[str, str | list[str]] = dict(response.headers)
-        # All our bodies are UTF-8 text, so the answer itself needs no base64.
-        return ApiResponse(status_code=response.status, headers=headers, body=response.body.decode())
+        # All our bodies are UTF-8 text; what was compressed is bytes, which Powertools passes as base64.
+        body = response.body if "content-encoding" in headers else response.body.decode()
+        return ApiResponse(status_code=response.status, headers=headers, body=body)
 
     for path, methods in application.routes.items():
         rule = f"{path}.+" if path.endswith("/") else path  # Powertools takes rules as patterns
@@ -79,6 +87,40 @@ async def _handle(application: Application, event: Event, seconds_left: float | 
         )
         response.headers.update(request.told | {"x-request-id": request.id})
         return response
+
+
+def _fitting(response: Response, accept_encoding: str) -> Response:
+    """The response such that Lambda can give it back: compressed where it is too long, or a 413 for a client
+    that takes nothing compressed. Who named an Idempotency-Key has the answer at the next try, unpaid."""
+    if not _too_long(response.body):
+        return response
+    packed = gzip.compress(response.body, compresslevel=6)
+    if _takes_gzip(accept_encoding) and len(packed) * 4 / 3 < _LARGEST_BODY:
+        return replace(response, headers=response.headers | {"content-encoding": "gzip"}, body=packed)
+    refused = error_response(
+        TooLarge(
+            f"The answer is too long to be sent uncompressed ({len(response.body)} bytes): send the request again "
+            "with Accept-Encoding: gzip (and with its Idempotency-Key, if it had one: that costs nothing), "
+            "ask for a shorter response_format, or send a shorter recording."
+        )
+    )
+    return replace(refused, headers=response.headers | refused.headers)
+
+
+def _too_long(body: bytes) -> bool:
+    # As text within JSON a byte may become six, and mostly becomes one.
+    return len(body) > _LARGEST_BODY // 6 and (
+        len(json.dumps(body.decode(), ensure_ascii=False).encode()) > _LARGEST_BODY
+    )
+
+
+def _takes_gzip(accept_encoding: str) -> bool:
+    """RFC 9110, 12.5.3: a weight of 0 is a refusal, and `*` is whatever is not named."""
+    weights = {}
+    for item in accept_encoding.lower().split(","):
+        coding, _, weight = (part.strip() for part in item.partition(";"))
+        weights[coding.removeprefix("x-")] = weight.replace(" ", "").rstrip("0.") != "q="
+    return weights.get("gzip", weights.get("*", False))
 
 
 def _headers(event: Event) -> dict[str, str]:
