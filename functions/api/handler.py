@@ -8,25 +8,14 @@ https://docs.aws.amazon.com/lambda/latest/dg/snapstart-best-practices.html
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import importlib
-import os
 import random
 from typing import Any
 
 from voxgate.hosts.gateway import build_application
 from voxgate.hosts.lambda_rest import Handler, build_handler, for_one_at_a_time
-from voxgate.settings import Settings
+from voxgate.settings import Settings, will_be_snapshot
 from voxgate.wiring import build_gateway, build_store
 
-# What a request loads when it first needs it, unless a snapshot may have it already.
-LATER = (
-    "av.subtitles.stream",
-    "voxgate.audio.convert",
-    "voxgate.audio.probe",
-    "voxgate.dialects.openapi",
-    "voxgate.providers.http",
-)
 settings = for_one_at_a_time(Settings.from_environment())
 
 
@@ -50,8 +39,18 @@ def restored() -> None:
     _answer = _made()
 
 
-if os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start":
-    for name in LATER:
-        importlib.import_module(name)
-    with contextlib.suppress(ImportError):  # it is Lambda's own package
-        importlib.import_module("snapshot_restore_py").register_after_restore(restored)
+def _load() -> None:
+    """What a request loads when it first needs it."""
+    import av.subtitles.stream  # noqa: F401 - loading it is the point
+
+    import voxgate.audio.convert
+    import voxgate.audio.probe
+    import voxgate.dialects.openapi
+    import voxgate.providers.http  # noqa: F401 - likewise
+
+
+if will_be_snapshot():
+    from snapshot_restore_py import register_after_restore  # Lambda's own package
+
+    _load()
+    register_after_restore(restored)

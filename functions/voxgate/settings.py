@@ -70,3 +70,8 @@ def _parse(variable: str, kind: str, text: str) -> Any:
     if kind in ("float", "int") and not 0 <= value < float("inf"):
         raise InvalidSettings(f"{variable} must be a number of at least 0, not {text!r}.")
     return value
+
+
+def will_be_snapshot(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether Lambda is going to copy this process once it is initialized (SnapStart)."""
+    return (os.environ if environ is None else environ).get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start"
