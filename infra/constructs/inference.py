@@ -15,6 +15,7 @@ from constructs import Construct
 
 from infra.constructs import container
 from infra.constructs.data import Data
+from infra.constructs.metrics import queued_audio
 from infra.constructs.network import Network
 from infra.constructs.rules import acknowledge
 from infra.environments import Environment
@@ -28,8 +29,7 @@ _DISK = 100  # GiB: the image with CUDA and the model, twice during a deployment
 class Inference(Construct):
     """`url` is for `VOXGATE_INFERENCE_URL`; nobody reaches it who was not let in with `allow_from`.
 
-    How many tasks run follows `QueuedAudioSeconds` (namespace `Voxgate`, dimension `environment`), which
-    each task reports once a minute or more often, in embedded metric format on its standard output: the
+    How many tasks run follows `QueuedAudioSeconds` (`metrics.py`), which each task reports once a minute: the
     seconds of audio that wait there or are being worked on, 0 too. Their average is what one task has.
     The instances follow the tasks. `log_group` has the lines and metrics.
 
@@ -69,6 +69,10 @@ class Inference(Construct):
 
     def allow_from(self, peer: ec2.IConnectable) -> None:
         self.load_balancer.connections.allow_from(peer, ec2.Port.tcp(80), "the gateway")
+
+    def unserved(self, *, period: cdk.Duration) -> cloudwatch.Metric:
+        """The requests that found no task at all."""
+        return self.load_balancer.metrics.http_code_elb(elbv2.HttpCodeElb.ELB_503_COUNT, statistic="Sum", period=period)
 
     def _capacity(self, sizes: Sizes, network: Network, machine: ec2.InstanceType) -> ecs.AsgCapacityProvider:
         user_data = ec2.UserData.for_linux()
@@ -273,9 +277,7 @@ class Inference(Construct):
         # Target tracking never leaves zero: nobody is there to report a queue.
         scaling.scale_on_metric(
             "First",
-            metric=self.load_balancer.metrics.http_code_elb(
-                elbv2.HttpCodeElb.ELB_503_COUNT, statistic="Sum", period=cdk.Duration.minutes(1)
-            ),
+            metric=self.unserved(period=cdk.Duration.minutes(1)),
             scaling_steps=[
                 appscaling.ScalingInterval(upper=0, change=0),
                 appscaling.ScalingInterval(lower=1, change=+1),
@@ -284,13 +286,3 @@ class Inference(Construct):
             # As long as a machine takes to start: while the first one comes, no second one is asked for.
             cooldown=cdk.Duration.minutes(10),
         )
-
-
-def queued_audio(environment: Environment) -> cloudwatch.Metric:
-    return cloudwatch.Metric(
-        namespace="Voxgate",
-        metric_name="QueuedAudioSeconds",
-        dimensions_map={"environment": environment.name},
-        statistic="Average",
-        period=cdk.Duration.minutes(1),
-    )
