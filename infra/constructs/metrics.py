@@ -3,21 +3,20 @@
 All are in the namespace `Voxgate`, with the dimension `environment`, and some of them once more with a second
 dimension. What AWS measures (status codes, invocations) is not reported again.
 
-| metric                 | unit         | second dimension | reported |
-| ---------------------- | ------------ | ---------------- | -------- |
-| `Requests`             | Count        | `contract`       | by a gateway, once for each request |
-| `Errors`               | Count        | `code`           | once for each refusal or failure, by the envelope's code |
-| `ProviderUnavailable`  | Count        |                  | 1 for a request that no provider could serve |
-| `Latency`              | Milliseconds |                  | of the whole request |
-| `StageLatency`         | Milliseconds | `stage`          | of admit, receive, understand, attempt, settle |
-| `ProviderFailures`     | Count        | `provider`       | once for each failed attempt |
-| `AudioSeconds`         | Seconds      | `provider`       | billable ones |
-| `RevenueMicrodollars`  | None         | `provider`       | what the customer was charged |
-| `CostMicrodollars`     | None         | `provider`       | what the provider charges |
-| `LedgerDifference`     | None         |                  | by the audit: micro-dollars, all balances' distances added up; 0 too |
-| `QueuedAudioSeconds`   | Seconds      |                  | by each inference task, each minute: waiting and at work; 0 too |
-| `GpuUtilization`       | Percent      |                  | by each inference task, each minute |
-| `GpuMemoryUtilization` | Percent      |                  | by each inference task, each minute |
+    metric                 unit          and by    reported
+    Requests               Count         contract  by a gateway, once for each request
+    Errors                 Count         code      once for each failure, by the code in its envelope
+    ProviderUnavailable    Count                   1 for a request that no provider could serve
+    Latency                Milliseconds            of the whole request
+    StageLatency           Milliseconds  stage     of admit, receive, understand, attempt, settle
+    ProviderFailures       Count         provider  once for each failed attempt
+    AudioSeconds           Seconds       provider  billable ones
+    RevenueMicrodollars    None          provider  what the customer was charged
+    CostMicrodollars       None          provider  what the provider charges
+    LedgerDifference       None                    by the audit: how far all balances are off, in all; 0 too
+    QueuedAudioSeconds     Seconds                 by an inference task, each minute: waiting or at work; 0 too
+    GpuUtilization         Percent                 by an inference task, each minute
+    GpuMemoryUtilization   Percent                 by an inference task, each minute
 """
 
 from __future__ import annotations
