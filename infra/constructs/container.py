@@ -22,24 +22,14 @@ _ROOT = Path(__file__).parents[2]
 
 
 def image(service: str, *, platform: assets.Platform, build_args: dict[str, str] | None = None) -> ecs.ContainerImage:
-    """The image of `functions/<service>/Dockerfile`, whose context is the repository. It is built when it
-    is deployed; synthesis only copies and hashes what is sent to the build."""
+    """The image of `functions/<service>/Dockerfile`, built when it is deployed: synthesis only copies and
+    hashes what `.dockerignore` lets through of the repository."""
     return ecs.ContainerImage.from_asset(
         str(_ROOT),
         file=f"functions/{service}/Dockerfile",
         platform=platform,
         build_args=build_args,
         ignore_mode=cdk.IgnoreMode.DOCKER,
-        # All but these: so that a change of a test or a document does not make a new image.
-        exclude=[
-            "*",
-            "!pyproject.toml",
-            "!requirements.lock",
-            "!layers/dependencies/requirements.lock",
-            "!functions/voxgate",
-            f"!functions/{service}",
-            "**/__pycache__",
-        ],
     )
 
 
