@@ -54,6 +54,12 @@ serve: install
 bench: install
 	$(BIN)/python -m tests.bench
 
+# The templates of one environment, in infra/cdk.out/ENV/, without an account and without Docker.
+ENV ?= dev
+.PHONY: synth
+synth: install
+	$(BIN)/python infra/app.py $(ENV)
+
 # Renew the lock: names, versions and hashes, and no addresses. Needs `uv`.
 lock:
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \

@@ -1,0 +1,64 @@
+"""The CDK app of one environment: `python infra/app.py dev`, `make synth ENV=dev`, or, in this directory,
+`npx aws-cdk@2 synth -c env=dev`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+# Python puts this file's own directory first, in which `constructs` is ours and would hide the package.
+_HERE = Path(__file__).resolve().parent
+if Path(sys.path[0]).resolve() == _HERE:
+    sys.path[0] = str(_HERE.parent)
+
+import infra  # noqa: E402, F401, I001 - names Node before aws_cdk asks for it
+import aws_cdk as cdk  # noqa: E402
+from cdk_nag import AwsSolutionsChecks  # noqa: E402
+
+from infra import environments  # noqa: E402
+from infra.environments import Environment  # noqa: E402
+from infra.stacks.data import DataStack  # noqa: E402
+from infra.stacks.front import FrontStack  # noqa: E402
+from infra.stacks.service import ServiceStack  # noqa: E402
+
+
+def build(environment: Environment, *, outdir: Path | None = None, bundle: bool = True) -> cdk.App:
+    """The app, not synthesized yet. Without `bundle` the dependency layer is left empty."""
+    # The CLI reads the flags out of the file too; Python alone would not.
+    context = json.loads((_HERE / "cdk.json").read_text(encoding="utf-8"))["context"]
+    if not bundle:
+        context["aws:cdk:bundling-stacks"] = []
+    app = cdk.App(context=context, outdir=None if outdir is None else str(outdir))
+    add_stacks(app, environment)
+    return app
+
+
+def add_stacks(app: cdk.App, environment: Environment) -> None:
+    prefix = f"Voxgate-{environment.name}"
+    here = cdk.Environment(account=environment.account, region=environment.region)
+    north_virginia = cdk.Environment(account=environment.account, region="us-east-1")
+    data = DataStack(app, f"{prefix}-Data", environment=environment, env=here)
+    front = FrontStack(app, f"{prefix}-Front", environment=environment, env=north_virginia)
+    ServiceStack(app, f"{prefix}-Service", environment=environment, env=here, data=data.data, front=front)
+    cdk.Tags.of(app).add("service", "voxgate")
+    cdk.Tags.of(app).add("environment", environment.name)
+    judge(app)
+
+
+def judge(app: cdk.App) -> None:
+    """A finding stops the synthesis, unless it is acknowledged where it is, with its reason."""
+    cdk.Validations.of(app).add_plugins(AwsSolutionsChecks(app))
+
+
+def main(arguments: list[str]) -> None:
+    # The CLI says where it wants the assembly, and passes `-c env=NAME`; both in variables of its own.
+    asked = json.loads(os.environ.get("CDK_CONTEXT_JSON", "{}")).get("env")
+    environment = environments.named(arguments[0] if arguments else asked or "dev")
+    outdir = None if "CDK_OUTDIR" in os.environ else _HERE / "cdk.out" / environment.name
+    build(environment, outdir=outdir).synth()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+
+from infra.environments import ENVIRONMENTS
+from synthesized import Synthesized, synthesize
+
+
+@pytest.fixture(scope="session")
+def environments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Synthesized]:
+    """All of them: the first takes some seconds, for jsii's start, and the others one each."""
+    directory = tmp_path_factory.mktemp("cdk")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CDK_DOCKER", "/nowhere/docker")  # nothing may ask for it
+        return {name: synthesize(environment, directory / name) for name, environment in ENVIRONMENTS.items()}
+
+
+@pytest.fixture(params=list(ENVIRONMENTS))
+def each(request: pytest.FixtureRequest, environments: dict[str, Synthesized]) -> Synthesized:
+    """The test once for each environment."""
+    return environments[request.param]
+
+
+@pytest.fixture
+def prod(environments: dict[str, Synthesized]) -> Synthesized:
+    return environments["prod"]
+
+
+@pytest.fixture
+def dev(environments: dict[str, Synthesized]) -> Synthesized:
+    """Without ingress, inference and domain."""
+    return environments["dev"]
