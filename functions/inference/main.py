@@ -1,8 +1,9 @@
-"""The inference service's container (`uvicorn inference.main:app`)."""
+"""The inference service's container (`python -m inference.main`)."""
 
 from __future__ import annotations
 
 from voxgate.hosts.inference import build_inference
+from voxgate.hosts.serve import serve
 from voxgate.settings import Settings
 from voxgate.wiring import build_pool, make_spool, model_name
 
@@ -13,3 +14,6 @@ app = build_inference(
     settings=settings,
     spool_dir=make_spool(settings.spool_dir),
 )
+
+if __name__ == "__main__":
+    serve(app)

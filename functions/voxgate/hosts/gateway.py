@@ -13,7 +13,8 @@ def build_application(gateway: Gateway) -> Application:
         dialect.path: {"POST": transcription(gateway.transcriber, dialect)} for dialect in all_dialects()
     }
     routes |= reading.routes(gateway)
-    routes |= {"/health": {"GET": health}, "/openapi.json": {"GET": _openapi}, "/v1/stt/stream": {"GET": _live}}
+    routes |= {path: {"GET": health} for path in ("/health", "/health/live")}
+    routes |= {"/openapi.json": {"GET": _openapi}, "/v1/stt/stream": {"GET": _live}}
     return Application(routes)
 
 

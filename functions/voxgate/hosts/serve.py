@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
+import signal
 import socket
 import sys
 from http import HTTPStatus
@@ -83,3 +85,14 @@ def run(app: AsgiApp, listening: socket.socket) -> None:
         timeout_graceful_shutdown=30,
     )
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def serve(app: AsgiApp) -> None:
+    """A container's whole life: `--host` and `--port` on the command line, until it is told to end."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    arguments = parser.parse_args()
+    # uvicorn raises the signal again when it has finished, which would make of an orderly end a failure.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    run(app, bind(arguments.host, arguments.port))
