@@ -139,7 +139,7 @@ def _checked(directory: Path, largest: int) -> int:
 
 
 def _run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # noqa: S603: the commands are this file's own
+    return subprocess.run(  # noqa: S603 - the commands are this file's own
         command, capture_output=True, text=True, check=False, env=os.environ | environment
     )
 

@@ -8,10 +8,12 @@ import importlib.util
 import json
 import os
 import platform
+import shutil
 import struct
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from importlib.metadata import Distribution, distributions
@@ -32,9 +34,9 @@ PLATFORM: dict[str, Any] = tomllib.loads((SCRIPT.parent / "platform.toml").read_
 PROXY_EVENT: dict[str, Any] = json.loads((Path(__file__).parent / "data/apigateway-aws-proxy.json").read_bytes())
 LARGEST = 200_000_000
 AARCH64 = 183  # ELF's e_machine
-# What the asset imports and the layer lacks: boto3 is the runtime's own; the rest is of other hosts, and is
+# What the asset imports and the layer lacks: some is the runtime's own; the rest is of other hosts, and is
 # imported where they are chosen.
-RUNTIMES = {"boto3", "botocore"}
+RUNTIMES = {"boto3", "botocore", "snapshot_restore_py"}
 OTHER_HOSTS = {"uvicorn", "rich", "numpy", "pocketsphinx", "faster_whisper"}
 FOR_MYPY = {"mypy_boto3_dynamodb", "mypy_boto3_s3", "mypy_boto3_secretsmanager"}
 
@@ -75,13 +77,14 @@ class Built:
 
 
 @pytest.fixture(scope="module")
-def deployed(tmp_path_factory: pytest.TempPathFactory) -> Built:
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     """For Lambda's platform; without bytecode where there is no Python of its version to make it."""
     directory = tmp_path_factory.mktemp("lambda")
     options = [] if INTERPRETER else ["--without-bytecode"]
     layer = build("layer", directory / "layer", *options)
     functions = build("functions", directory / "functions", *options)
-    return Built(directory / "layer" / "python", directory / "functions", layer["bytes"] + functions["bytes"])
+    yield Built(directory / "layer" / "python", directory / "functions", layer["bytes"] + functions["bytes"])
+    shutil.rmtree(directory)  # pytest would keep it for three runs
 
 
 def installed(packages: Path) -> list[Distribution]:
@@ -270,3 +273,4 @@ def test_the_handler_answers_from_layer_and_asset_alone(which: str, tmp_path: Pa
     assert outcome["uncompiled"] == []
     after = sorted(path for path in tmp_path.rglob("*") if data not in (path, *path.parents))
     assert after == before, "nothing was compiled at the start"
+    shutil.rmtree(tmp_path)
