@@ -180,6 +180,7 @@ class Data(Construct):
         assert isinstance(resource, s3.CfnBucket)
         return f"<{stack.get_logical_id(resource)}.Arn>"
 
+    # DescribeKey: DynamoDB looks at the state of a table's key in the name of who reads the table.
     def _allow_key(self, role: iam.IRole, actions: Sequence[str], services: Sequence[str]) -> None:
         region = Stack.of(self).region
         role.add_to_principal_policy(

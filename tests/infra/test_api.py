@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import aws_cdk.aws_apigateway as apigateway
 import pytest
 
-from synthesized import Synthesized, shown
+from infra.environments import ENVIRONMENTS
+from synthesized import Synthesized, shown, synthesize
 
 
 def test_all_of_api_gateways_own_answers_are_in_the_envelope(each: Synthesized) -> None:
@@ -90,6 +93,13 @@ def test_functions_are_arm64_with_snapshots_traces_and_the_layer(each: Synthesiz
         assert function["SnapStart"] == {"ApplyOn": "PublishedVersions"}
         assert function["TracingConfig"] == {"Mode": "Active"}
         assert [shown(layer) for layer in function["Layers"]] == ["<DependenciesLayer>"]
+
+
+def test_concurrency_is_reserved_where_the_environment_says_so(tmp_path: Path) -> None:
+    environment = ENVIRONMENTS["dev"]
+    limited = dataclasses.replace(environment, api=dataclasses.replace(environment.api, reserved_concurrency=50))
+    function = synthesize(limited, tmp_path).one("Lambda::Function", name="ApiHost")
+    assert function["ReservedConcurrentExecutions"] == 50
 
 
 def test_every_function_is_called_by_its_alias_alone(each: Synthesized) -> None:
