@@ -52,7 +52,7 @@ class Api(Construct):
             # Holds and places are leased for twice this and a minute: no longer than one can be here.
             variables={**variables, "VOXGATE_REQUEST_TIMEOUT": str(sizes.timeout_seconds)},
             reserved_concurrency=sizes.reserved_concurrency,
-            vpc=network.vpc if network else None,
+            network=network,
         )
         data.allow_gateway(host.role)
         self.function, self.alias, self.log_group = host.function, host.alias, host.log_group

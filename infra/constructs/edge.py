@@ -138,8 +138,8 @@ class Edge(Construct):
             self.distribution,
             "CFR3",
             "CloudFront's log would have addresses with their queries, into which some paste their keys. Each request "
-            "has its line, with its id, in the access log of the origin that took it, and what never got there in the "
-            "firewall's log.",
+            "has its line, with its id, in the access log of the origin that took it; what the firewall blocked is in "
+            "the firewall's log, and what was refused for its length in CloudFront's metrics.",
         )
         if domain is None:
             acknowledge(

@@ -27,6 +27,7 @@ from aws_cdk import aws_lambda as lambda_
 from constructs import Construct
 
 from infra.constructs.container import log_group
+from infra.constructs.network import Network
 from infra.constructs.rules import acknowledge
 from infra.environments import Environment
 
@@ -104,11 +105,11 @@ class Function(Construct):
         timeout_seconds: int,
         variables: Mapping[str, str],
         reserved_concurrency: int | None = None,
-        vpc: ec2.IVpc | None = None,
+        network: Network | None = None,
     ) -> None:
         super().__init__(scope, id)
         self.log_group = log_group(self, "Log", environment=environment)
-        self.role = self._role(vpc)
+        self.role = self._role(in_network=network is not None)
         self.function = lambda_.Function(
             self,
             "Function",
@@ -133,11 +134,13 @@ class Function(Construct):
             snap_start=lambda_.SnapStartConf.ON_PUBLISHED_VERSIONS,
             # An old version's snapshot is paid for as long as it exists.
             current_version_options=lambda_.VersionOptions(removal_policy=RemovalPolicy.DESTROY),
-            vpc=vpc,
-            vpc_subnets=None
-            if vpc is None
-            else ec2.SubnetSelection(subnets=vpc.private_subnets or vpc.isolated_subnets),
+            vpc=network.vpc if network else None,
+            vpc_subnets=network.workloads if network else None,
+            allow_all_outbound=False if network else None,
         )
+        if network:
+            # AWS and the providers, all of them over TLS; what else it reaches allows it by itself.
+            self.function.connections.allow_to_any_ipv4(ec2.Port.tcp(443))
         Validations.of(self.function).acknowledge(
             Acknowledgment(
                 id="Construct-Annotations::@aws-cdk/aws-lambda:snapStartRequirePublish",
@@ -152,7 +155,7 @@ class Function(Construct):
         )
         self.alias = lambda_.Alias(self, "Live", alias_name="live", version=self.function.current_version)
 
-    def _role(self, vpc: ec2.IVpc | None) -> iam.Role:
+    def _role(self, *, in_network: bool) -> iam.Role:
         """Without AWS's managed policies, which let a function write to every log of the account."""
         role = iam.Role(self, "Role", assumed_by=iam.ServicePrincipal("lambda.amazonaws.com"))
         role.add_to_policy(
@@ -161,7 +164,7 @@ class Function(Construct):
             )
         )
         reason = "X-Ray knows no resources to which PutTraceSegments and PutTelemetryRecords could be limited."
-        if vpc is not None:
+        if in_network:
             role.add_to_policy(
                 iam.PolicyStatement(
                     actions=[

@@ -136,6 +136,14 @@ def test_the_function_is_in_the_network_where_it_has_to_reach_the_inference_serv
     assert url == ("http://<InferenceLoadBalancer.DNSName>" if each.environment.inference else "")
 
 
+def test_in_the_network_the_function_reaches_https_and_the_inference_service_alone(prod: Synthesized) -> None:
+    group = prod.one("EC2::SecurityGroup", name="ApiHost")
+    ports = [(rule.get("CidrIp"), rule["FromPort"], rule["ToPort"]) for rule in group["SecurityGroupEgress"]]
+    assert ports == [("0.0.0.0/0", 443, 443)]
+    (other,) = prod.properties("EC2::SecurityGroupEgress", name="ApiHost")
+    assert "Inference" in shown(other["DestinationSecurityGroupId"])
+
+
 def test_the_sweeper_comes_every_minute_and_ends_before_the_next(each: Synthesized) -> None:
     (rule,) = [one for one in each.properties("Events::Rule") if "Sweeper" in json.dumps(one)]
     assert (rule["ScheduleExpression"], rule["State"]) == ("rate(1 minute)", "ENABLED")
