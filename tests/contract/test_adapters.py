@@ -546,6 +546,20 @@ def test_ovhs_diarization_is_its_segments(openai: Desk) -> None:
     assert [(s.speaker, s.text, s.end) for s in openai.ask().segments or ()] == [("0", "a", 1.0), ("1", "b", 2.0)]
 
 
+def test_ovh_is_asked_for_speakers_and_they_are_the_segments(openai: Desk) -> None:
+    body = {"text": "a b", "segments": [{"text": "a b", "start": 0.0, "end": 2.0}]}
+    spoken = [{"speaker": 0, "text": "a", "start": 0.0, "end": 1.0}, {"speaker": 1, "text": "b", "start": 1, "end": 2}]
+    for diarization, segments in ((spoken, ["a", "b"]), ([], ["a b"]), (None, ["a b"])):
+        openai.upstream.will(Script(body=json.dumps(body | {"diarization": diarization}).encode()))
+        heard = openai.ask(
+            asks(required={Feature.DIARIZATION: "x"}), features=frozenset({Feature.SEGMENTS, Feature.DIARIZATION})
+        )
+        assert ("diarize", "true") in openai.sent.form
+        assert [s.text for s in heard.segments or ()] == segments
+    openai.ask(features=frozenset({Feature.SEGMENTS, Feature.DIARIZATION}))
+    assert "diarize" not in dict(openai.sent.form)
+
+
 def test_deepgrams_speakers(deepgram: Desk) -> None:
     segments = deepgram.ask(asks(required={Feature.DIARIZATION: "x"})).segments or ()
     assert [s.speaker for s in segments] == ["0", "1"]
@@ -900,6 +914,12 @@ class Exchange:
         with httpx.Client(base_url=self.server.url, headers=self.customer.headers, timeout=30) as client:
             return send(client, path, model=model, **form)
 
+    def recorded(self, response: httpx.Response) -> dict[str, Any]:
+        """The usage record of the request that this answers."""
+        records = Office(self.server.data_dir).tell("usage", self.customer.account, "--requests")
+        (record,) = (r for r in records if r["request_id"] == response.headers["x-request-id"])
+        return dict(record)
+
 
 @pytest.fixture(scope="module")
 def exchange(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exchange]:
@@ -1036,6 +1056,7 @@ def test_what_a_provider_does_not_take_is_made_into_what_it_takes(
     assert response.status_code == 200, response.text
     container = {"flac": "flac", "opus": "ogg"}[codec]
     assert response.json()["extra_fields"]["converted_to"] == container
+    assert exchange.recorded(response)["converted"] == container
     file = exchange.upstreams["openai"].sent[-1].files["file"]
     assert (file.name, file.content_type) == (f"audio.{container}", f"audio/{container}")
     if model == "small":
@@ -1063,6 +1084,7 @@ def test_what_it_takes_is_left_as_it_is(exchange: Exchange, model: str, name: st
     audio = (DATA / name).read_bytes()
     response = exchange.request(LITELLM, model, audio=audio)
     assert response.json()["extra_fields"].get("converted_to") is None
+    assert exchange.recorded(response)["converted"] == ""
     assert exchange.upstreams["openai"].sent[-1].audio == audio
 
 

@@ -68,10 +68,11 @@ def _word(value: dict[str, Any]) -> Word:
 
 
 def _failed(answer: WireAnswer) -> ProviderError:
-    message = ""
+    message, about_audio = "", False
     try:
         body = json_of(answer.body)
         if isinstance(body, dict):
+            about_audio = body.get("err_code") == "Bad Request"
             message = shown(body.get("err_msg") or body.get("message"))
     except ValueError:
         pass
@@ -82,6 +83,6 @@ def _failed(answer: WireAnswer) -> ProviderError:
         failure,
         message or f"The provider answered {answer.status}.",
         status=answer.status,
-        param="file" if failure is FailureClass.CALLER_FAULT else None,
+        param="file" if about_audio else None,
         retry_after=answer.retry_after,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import email.utils
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,11 +17,12 @@ import httpx
 
 from voxgate import __version__
 from voxgate.errors import FailureClass, ProviderError
-from voxgate.model import Capabilities, Transcript
+from voxgate.model import Capabilities, Exchange, Transcript
 from voxgate.providers import Call, Secrets
 
 _MOST_ANSWER = 64 * 1024 * 1024
 _MOST_WAIT = 24 * 3600
+_MOST_SHOWN = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +99,8 @@ class HttpProvider:
             raise ProviderError(FailureClass.CREDENTIAL, f"What is at '{self._api_key}' is no API key.")
         request = self._adapter.build_request(call, key)
         answer = await self._exchange(request, call)
+        if call.exchange is not None:
+            self._take_down(call.exchange, request, answer, call, key)
         try:
             return self._adapter.parse_response(answer, call)
         except ProviderError as error:
@@ -111,6 +114,26 @@ class HttpProvider:
 
     async def close(self) -> None:
         await self._client.aclose()
+
+    def _take_down(self, exchange: Exchange, request: WireRequest, answer: WireAnswer, call: Call, key: str) -> None:
+        def shown(value: Any) -> Any:
+            text = json.dumps(value)
+            return json.loads(text.replace(json.dumps(key)[1:-1], "[removed]") if key else text)
+
+        audio = {"name": call.file_name, "content_type": call.container.content_type, "bytes": call.audio.size}
+        exchange.request = shown(
+            {
+                "method": "POST",
+                "url": str(self._client.base_url.join(request.path.lstrip("/"))),
+                "query": request.query,
+                "form": request.form,
+                "audio": {"s3": call.reference} if call.reference else audio,
+            }
+        )
+        try:
+            exchange.response = shown(json_of(answer.body))
+        except (ValueError, RecursionError):
+            exchange.response = shown(answer.body[:_MOST_SHOWN].decode(errors="replace"))
 
     async def _exchange(self, request: WireRequest, call: Call) -> WireAnswer:
         status = None
@@ -191,15 +214,19 @@ def json_of(body: bytes) -> Any:
     return json.loads(body, parse_constant=no_number)
 
 
-def failure_of(status: int, *, code: str = "") -> FailureClass:
+_UNSUPPORTED = {"unsupported_format", "invalid_model", "unknown_model", "model_not_found"}
+_SPENT = {"insufficient_quota", "billing_hard_limit_reached"}
+
+
+def failure_of(status: int, codes: Set[str] = frozenset()) -> FailureClass:
     """What a status means, where its provider's documentation says nothing else."""
     if status in (401, 403):
         return FailureClass.CREDENTIAL
-    if status == 402 or code in ("insufficient_quota", "billing_hard_limit_reached"):
+    if status == 402 or codes & _SPENT:
         return FailureClass.QUOTA
     if status == 429:
         return FailureClass.RATE_LIMIT
-    if status in (404, 405, 413, 415, 501):
+    if status in (404, 405, 413, 415, 501) or codes & _UNSUPPORTED:
         return FailureClass.UNSUPPORTED  # this one cannot: another may know the model, or take the file
     if status in (400, 422):
         return FailureClass.CALLER_FAULT

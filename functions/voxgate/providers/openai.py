@@ -8,6 +8,7 @@ https://docs.mistral.ai/api/endpoint/audio/transcriptions
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from voxgate import languages
@@ -45,6 +46,8 @@ class OpenAIAdapter:
             fields.append(("include[]", "logprobs"))
         if deployment.response_format == "diarized_json":
             fields.append(("chunking_strategy", "auto"))  # needed over 30 s
+        elif Feature.DIARIZATION in features and Feature.DIARIZATION in request.required:
+            fields.append(("diarize", "true"))  # OVH
         fields += passed_on(call, fields)
         kind = "translations" if request.translate else "transcriptions"
         return WireRequest(path=f"audio/{kind}", headers=_bearer(api_key), form=tuple(fields))
@@ -73,12 +76,29 @@ class MistralAdapter(OpenAIAdapter):
         if request.temperature and Feature.TEMPERATURE in features:
             fields.append(("temperature", f"{request.temperature:g}"))
         if Feature.KEYWORDS in features:
-            bias = ["_".join(keyword.replace(",", " ").split()) for keyword in request.keywords]
-            fields += [("context_bias", keyword) for keyword in bias if keyword]
+            fields += [("context_bias", term) for term in map(_term, request.keywords) if term]
         if Feature.DIARIZATION in features and Feature.DIARIZATION in request.required:
             fields.append(("diarize", "true"))
         fields += passed_on(call, fields)
         return WireRequest(path="audio/transcriptions", headers=_bearer(api_key), form=tuple(fields))
+
+    def parse_response(self, answer: WireAnswer, call: Call) -> Transcript:
+        heard = super().parse_response(answer, call)
+        terms = {_term(keyword): keyword for keyword in call.request.keywords if "_" in _term(keyword)}
+
+        def spelled(text: str) -> str:
+            for term, keyword in terms.items():
+                text = text.replace(term, keyword)
+            return text
+
+        if not terms:
+            return heard
+        segments = heard.segments and tuple(replace(segment, text=spelled(segment.text)) for segment in heard.segments)
+        return replace(heard, text=spelled(heard.text), segments=segments)
+
+
+def _term(keyword: str) -> str:
+    return "_".join(keyword.replace(",", " ").split())
 
 
 def passed_on(call: Call, fields: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -99,20 +119,25 @@ def _bearer(api_key: str) -> dict[str, str]:
 
 
 def _failed(answer: WireAnswer) -> ProviderError:
-    message, code, param = "", "", None
+    message, codes, param = "", set[str](), None
     try:
         body = json_of(answer.body)
         # OpenAI nests, Mistral is flat, FastAPI says `detail`, some say just a text.
         error = body.get("error", body) if isinstance(body, dict) else {}
         if isinstance(error, dict):
             message = error.get("message") or error.get("detail") or ""
-            code, param = str(error.get("code") or error.get("type") or ""), error.get("param")
+            codes, param = {str(error.get("code")), str(error.get("type"))}, error.get("param")
         else:
             message = error
-    except ValueError:
+        message = message.get("detail") if isinstance(message, dict) else message
+        if isinstance(message, list):  # FastAPI's: the first of what it found, and where
+            message, param = message[0]["msg"], message[0]["loc"][-1]
+    except (ValueError, LookupError, TypeError):
         pass
+    if param is None and "invalid_request_file" in codes:
+        param = "file"
     return ProviderError(
-        failure_of(answer.status, code=code),
+        failure_of(answer.status, codes),
         shown(message) or f"The provider answered {answer.status}.",
         status=answer.status,
         param=param if isinstance(param, str) else None,
@@ -128,12 +153,17 @@ def shown(message: object) -> str:
 
 def _transcript(body: dict[str, Any], call: Call) -> Transcript:
     segments = body.get("segments")
-    if segments is None and body.get("diarization"):
-        segments = body["diarization"]  # OVH
+    if body.get("diarization") and (segments is None or Feature.DIARIZATION in call.request.required):
+        segments = body["diarization"]  # OVH has who speaks apart from what is said
     if segments == [] and body["text"]:
         segments = None  # Mistral's way to say that none were asked for
     words = body.get("words")
+    if words == [] and body["text"]:
+        words = None  # OVH's
     spoken = body.get("language")
+    several: list[dict[str, Any]] = body.get("languages") or []
+    if spoken is None and len(several) == 1:
+        spoken = several[0].get("code")  # gpt-transcribe may hear several
     return Transcript(
         text=text_of(body["text"]),
         duration=call.duration,
@@ -189,7 +219,7 @@ def _tokens(usage: Any) -> Tokens | None:
     )
     if spent is None or made is None:
         return None
-    details = usage.get("input_token_details") or {}
+    details = usage.get("input_token_details") or usage.get("prompt_tokens_details") or {}
     return Tokens(int(spent), int(made), details.get("text_tokens"), details.get("audio_tokens"))
 
 
