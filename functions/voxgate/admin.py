@@ -35,6 +35,7 @@ from voxgate.accounts import (
 )
 from voxgate.accounts.reports import grouped, money, usage_json
 from voxgate.accounts.rules import day, dollars, midnight
+from voxgate.cache import LONGEST_TTL
 from voxgate.settings import Settings
 
 Arguments = argparse.Namespace
@@ -55,6 +56,9 @@ def add_commands(commands: Any) -> None:
     _command(actions, "show", "show an account and its keys", _show_account, "ACCOUNT")
     change = _command(actions, "change", "change an account's limits and budget", _change_account, "ACCOUNT")
     _add_limits(change, or_none=True)
+    change.add_argument(
+        "--cache-seconds", type=_or_none(_cache_seconds), metavar="N", help="keep answers so long, to give them again"
+    )
     suspend = partial(_set_status, status=Status.SUSPENDED, text="Suspended '{}': within a minute all is refused.")
     resume = partial(_set_status, status=Status.ACTIVE, text="'{}' is served again, within a minute.")
     _command(actions, "suspend", "refuse all of an account's requests", suspend, "ACCOUNT")
@@ -145,14 +149,16 @@ def _command(actions: Any, name: str, what: str, action: Action, *places: str) -
 
 
 def _add_limits(parser: argparse.ArgumentParser, *, or_none: bool = False) -> None:
-    def kind(read: Callable[[str], int]) -> Callable[[str], int]:
-        return lambda text: _NONE if or_none and text == "none" else read(text)
-
+    kind = _or_none if or_none else lambda read: read
     for option in ("--requests-per-minute", "--audio-seconds-per-minute", "--concurrent-requests"):
         parser.add_argument(option, type=kind(_positive), metavar="N")
     parser.add_argument(
         "--budget", type=kind(_credit_of), metavar="DOLLARS", help="the most that may be spent in a month"
     )
+
+
+def _or_none(read: Callable[[str], int]) -> Callable[[str], int]:
+    return lambda text: _NONE if text == "none" else read(text)
 
 
 async def _run(action: Action, arguments: Arguments) -> int:
@@ -214,7 +220,13 @@ async def _change_account(store: Store, arguments: Arguments) -> None:
     asked = _limits(arguments).over(account.limits)
     limits = RateLimits(*(None if limit == _NONE else limit for limit in dataclasses.astuple(asked)))
     budget = account.budget if arguments.budget is None else arguments.budget
-    account = dataclasses.replace(account, limits=limits, budget=None if budget == _NONE else budget)
+    cache = account.cache_seconds if arguments.cache_seconds is None else arguments.cache_seconds
+    account = dataclasses.replace(
+        account,
+        limits=limits,
+        budget=None if budget == _NONE else budget,
+        cache_seconds=None if cache == _NONE else cache,
+    )
     await store.change_account(account)
     _say(arguments, await _account_json(store, account), f"Changed '{account.name}'.")
 
@@ -405,6 +417,7 @@ async def _account_json(store: Store, account: Account, balance: Balance | None 
         "created": account.created,
         "status": account.status,
         **money({"balance": now.balance, "held": now.held, "spent_this_month": now.spent, "budget": account.budget}),
+        "cache_seconds": account.cache_seconds,
         **dataclasses.asdict(account.limits),
     }
 
@@ -421,7 +434,7 @@ def _key_line(key: Key) -> str:
 
 
 def _is_limit(name: str) -> bool:
-    return name == "budget" or name.endswith(("_per_minute", "_requests"))
+    return name in ("budget", "cache_seconds") or name.endswith(("_per_minute", "_requests"))
 
 
 def _sure(arguments: Arguments, question: str) -> bool:
@@ -478,6 +491,12 @@ def _credit_of(text: str) -> int:
 def _positive(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and 0 < int(text) <= 10**9):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+def _cache_seconds(text: str) -> int:
+    if _positive(text) > LONGEST_TTL:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than {LONGEST_TTL}")
     return int(text)
 
 

@@ -22,7 +22,7 @@ from voxgate.staging import Staging, result_key
 _HEADER = "x-voxgate-cache"
 _TTL_HEADER = "x-voxgate-cache-ttl"
 _DEFAULT_TTL = 86_400
-_LONGEST_TTL = 2 * 86_400  # what is staged is removed after that
+LONGEST_TTL = 2 * 86_400  # what is staged is removed after that
 _MOST_BYTES = 64 * 1024 * 1024
 
 
@@ -38,15 +38,15 @@ class Entry:
 _ENTRY = TypeAdapter(Entry)
 
 
-def ttl(headers: Mapping[str, str]) -> int | None:
-    """For how many seconds to keep what is heard; None where the request wants no cache. Raises
-    `InvalidInput`."""
-    mode = headers.get(_HEADER, "off").strip().lower()
+def ttl(headers: Mapping[str, str], usual: int | None) -> int | None:
+    """For how many seconds to keep what is heard; None where the request wants no cache. `usual` is its
+    account's own choice. Raises `InvalidInput`."""
+    mode = headers.get(_HEADER, "read-write" if usual else "off").strip().lower()
     if mode not in ("off", "read-write"):
         raise InvalidInput(f"'{_HEADER}' is 'read-write' or 'off'.", param=_HEADER)
-    text = headers.get(_TTL_HEADER, str(_DEFAULT_TTL)).strip()
-    if not (text.isascii() and text.isdecimal() and len(text) < 10 and 1 <= int(text) <= _LONGEST_TTL):
-        raise InvalidInput(f"'{_TTL_HEADER}' is a number of seconds, 1 to {_LONGEST_TTL}.", param=_TTL_HEADER)
+    text = headers.get(_TTL_HEADER, str(usual or _DEFAULT_TTL)).strip()
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and 1 <= int(text) <= LONGEST_TTL):
+        raise InvalidInput(f"'{_TTL_HEADER}' is a number of seconds, 1 to {LONGEST_TTL}.", param=_TTL_HEADER)
     return None if mode == "off" else int(text)
 
 

@@ -90,7 +90,6 @@ class Fallback:
     ) -> Served:
         """Raises `InvalidInput` where a provider finds fault with the request, `RateLimited` or `Overloaded`
         where all are at their limits, and else `ProviderUnavailable` with what each attempt came to."""
-        await self._learn()
         deadline = asyncio.get_running_loop().time() + self._request_timeout
         failures: list[_Failure] = []
         attempts = 0
@@ -112,7 +111,7 @@ class Fallback:
                 if isinstance(outcome, Served):
                     return outcome
                 failures.append(outcome)
-                if outcome.failure is not FailureClass.TRANSIENT:
+                if outcome.failure is not FailureClass.TRANSIENT or not self._health.available(deployment.id):
                     break
         raise _unavailable(failures)
 
@@ -153,8 +152,8 @@ class Fallback:
             self._health.ended(deployment.id)
             raise
 
-    async def _learn(self) -> None:
-        """Once in a while, what other processes found out, so that not each has to."""
+    async def learn(self) -> None:
+        """Once in a while, before deployments are chosen: what other processes found out, so that not each has to."""
         now = asyncio.get_running_loop().time()
         if self._outages is not None and now >= self._asked + _LEARN_SECONDS:
             self._asked = now

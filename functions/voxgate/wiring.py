@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from voxgate import dialects
 from voxgate.accounts import RateLimits, Store
@@ -26,6 +27,9 @@ from voxgate.routing.health import Health
 from voxgate.settings import Settings
 from voxgate.staging import Staging
 from voxgate.transcribe import Transcriber
+
+if TYPE_CHECKING:
+    from voxgate.staging.s3 import S3Staging
 
 _SPOOL = "voxgate-spool-"
 
@@ -174,6 +178,15 @@ def build_staging(settings: Settings) -> Staging:
     from voxgate.staging.local import LocalStaging
 
     return LocalStaging(settings.data_dir / "staging")
+
+
+def build_references(settings: Settings) -> S3Staging | None:
+    """Where audio may be fetched from by reference."""
+    if not settings.staging_bucket:
+        return None
+    from voxgate.staging.s3 import S3Staging
+
+    return S3Staging(settings.staging_bucket)
 
 
 def _authenticator(store: Store, settings: Settings) -> Authenticator:

@@ -18,7 +18,7 @@ FUNCTIONS = ROOT / "functions"
 RANKS = {
     "__init__": 0, "errors": 0, "model": 0, "languages": 0,
     "multipart": 1, "settings": 1, "catalog": 1, "accounts": 1, "staging": 1, "audio": 1, "formats": 1,
-    "receive": 2, "engines": 2, "dialects": 2, "routing": 2,
+    "tasks": 1, "receive": 2, "engines": 2, "dialects": 2, "routing": 2,
     "providers": 3, "cache": 3, "fallback": 4,
     "metering": 3,
     "transcribe": 5,

@@ -21,11 +21,12 @@ class Status(StrEnum):
 
 
 class Scope(StrEnum):
-    """What a key is for; `ADMIN` is for everything."""
+    """What a key is for; `ADMIN` is for everything but `DEBUG`, which shows what providers were sent and said."""
 
     TRANSCRIBE = "transcribe"
     USAGE = "usage"
     ADMIN = "admin"
+    DEBUG = "debug"
 
 
 class EntryKind(StrEnum):
@@ -59,7 +60,8 @@ NO_LIMITS = RateLimits()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """`budget` is what may be spent in a month; None where the balance alone decides."""
+    """`budget` is what may be spent in a month; None where the balance alone decides. `cache_seconds` is for
+    how long its answers are kept to be given again; None where only requests that ask for that are."""
 
     id: str
     name: str
@@ -67,6 +69,7 @@ class Account:
     status: Status = Status.ACTIVE
     limits: RateLimits = NO_LIMITS
     budget: int | None = None
+    cache_seconds: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +200,8 @@ class Entry:
 @dataclass(frozen=True, slots=True)
 class UsageRecord:
     """One admitted request, without text and audio. `seconds` are billable ones, `latency` seconds
-    from the request's start to its end; `provider` and `deployment` are empty where none served."""
+    from the request's start to its end; `provider` and `deployment` are empty where none served,
+    `converted` where the audio went out as it came."""
 
     request_id: str
     account_id: str
@@ -213,6 +217,7 @@ class UsageRecord:
     size: int = 0
     cost: int = 0
     attempts: int = 0
+    converted: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +268,7 @@ class Store(Protocol):
         """All of them, oldest first."""
 
     async def change_account(self, account: Account) -> None:
-        """Replace the status, limits and budget of the account with that id."""
+        """Replace the status, limits, budget and cache time of the account with that id."""
 
     async def keys(self, account_id: str) -> list[Key]:
         """Oldest first, revoked ones included."""

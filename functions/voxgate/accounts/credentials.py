@@ -28,6 +28,8 @@ class Caller:
     key_id: str
     models: tuple[str, ...] | None
     bounds: tuple[Bounds, ...]
+    debug: bool = False
+    cache_seconds: int | None = None
 
     def ticket(self, request_id: str) -> Ticket:
         return Ticket(request_id, self.account_id, self.key_id, self.bounds)
@@ -83,7 +85,8 @@ class Authenticator:
         ):
             raise Unauthenticated("Incorrect API key provided, or one that was revoked or has expired.")
         account, key = credential.account, credential.key
-        caller = Caller(account.id, key.id, key.models, self._bounds(credential))
+        debug = Scope.DEBUG in key.scopes
+        caller = Caller(account.id, key.id, key.models, self._bounds(credential), debug, account.cache_seconds)
         if account.status is not Status.ACTIVE:
             message = "This account is suspended; ask whoever runs this service."
             raise Refused(message, code="account_suspended", caller=caller)

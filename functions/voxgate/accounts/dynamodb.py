@@ -150,10 +150,11 @@ class DynamoStore:
         update = Update(f"ACCOUNT#{account.id}", "PROFILE")
         update.set("status", account.status)
         update.set("limits", dataclasses.asdict(account.limits))
-        if account.budget is None:
-            update.remove("budget")
-        else:
-            update.set("budget", account.budget)
+        for name, value in (("budget", account.budget), ("cache_seconds", account.cache_seconds)):
+            if value is None:
+                update.remove(name)
+            else:
+                update.set(name, value)
         try:
             self._table.commit(update)
         except Failed as failed:

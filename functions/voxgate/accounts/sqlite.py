@@ -59,7 +59,7 @@ from voxgate.accounts.sqlite_file import Instance, open_file
 
 _T = TypeVar("_T")
 _LIMITS = "requests_per_minute, audio_seconds_per_minute, concurrent_requests"
-_ACCOUNT = f"id, name, created, status, budget, {_LIMITS}"
+_ACCOUNT = f"id, name, created, status, budget, cache_seconds, {_LIMITS}"
 _KEY = f"id, account_id, created, name, scopes, models, expires, budget, last_used, revoked, {_LIMITS}"
 
 
@@ -90,9 +90,9 @@ class SqliteStore:
         account = Account(
             id=f"acct_{secrets.token_hex(8)}", name=name, created=int(self._clock()), limits=limits, budget=budget
         )
-        values = (account.id, name, account.created, account.status, budget, *_values(limits))
+        values = (account.id, name, account.created, account.status, budget, None, *_values(limits))
         try:
-            await self._run(lambda db: db.execute(f"INSERT INTO account ({_ACCOUNT}) VALUES ({_marks(8)})", values))
+            await self._run(lambda db: db.execute(f"INSERT INTO account ({_ACCOUNT}) VALUES ({_marks(9)})", values))
         except sqlite3.IntegrityError as error:
             raise ValueError(f"There is an account named '{name}' already.") from error
         return account
@@ -111,11 +111,11 @@ class SqliteStore:
         return [_account(row) for row in await self._all(f"SELECT {_ACCOUNT} FROM account ORDER BY created, id")]
 
     async def change_account(self, account: Account) -> None:
-        columns = f"status, budget, {_LIMITS}"
+        columns = f"status, budget, cache_seconds, {_LIMITS}"
         await self._one(
             f"no account '{account.id}'",
-            f"UPDATE account SET ({columns}) = ({_marks(5)}) WHERE id = ? RETURNING id",
-            *(account.status, account.budget, *_values(account.limits), account.id),
+            f"UPDATE account SET ({columns}) = ({_marks(6)}) WHERE id = ? RETURNING id",
+            *(account.status, account.budget, account.cache_seconds, *_values(account.limits), account.id),
         )
 
     async def keys(self, account_id: str) -> list[Key]:
@@ -415,9 +415,15 @@ def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
 
 
 def _account(row: tuple[Any, ...]) -> Account:
-    account_id, name, created, status, budget, *limits = row
+    account_id, name, created, status, budget, cache_seconds, *limits = row
     return Account(
-        id=account_id, name=name, created=created, status=Status(status), budget=budget, limits=RateLimits(*limits)
+        id=account_id,
+        name=name,
+        created=created,
+        status=Status(status),
+        budget=budget,
+        cache_seconds=cache_seconds,
+        limits=RateLimits(*limits),
     )
 
 

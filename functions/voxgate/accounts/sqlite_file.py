@@ -78,6 +78,10 @@ _MIGRATIONS = (
     """
     CREATE TABLE outage (deployment TEXT PRIMARY KEY, until REAL NOT NULL) STRICT;
     """,
+    """
+    ALTER TABLE account ADD COLUMN cache_seconds INTEGER;
+    ALTER TABLE usage ADD COLUMN converted TEXT NOT NULL DEFAULT '';
+    """,
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from pathlib import Path
 from types import TracebackType
 
@@ -11,10 +12,13 @@ from voxgate.audio import UnusableAudio
 from voxgate.audio.sniff import OGG, Container
 from voxgate.catalog import Deployment
 from voxgate.errors import FailureClass, ProviderError
-from voxgate.model import TranscriptionRequest
+from voxgate.model import Exchange, TranscriptionRequest
 from voxgate.providers import Call
 from voxgate.receive import Upload
 from voxgate.staging import Staging, audio_key
+from voxgate.tasks import whole
+
+logger = logging.getLogger(__name__)
 
 _FLAC_BYTES = 24_000  # a second of speech at 16 kHz, with room
 
@@ -35,6 +39,7 @@ class Prepared:
         spool_dir: Path,
         staging: Staging | None = None,
         ids: tuple[str, str] = ("", ""),
+        exchange: Exchange | None = None,
     ) -> None:
         self.request = request
         self.audio = audio
@@ -43,7 +48,8 @@ class Prepared:
         self._spool_dir = spool_dir
         self._staging = staging
         self._ids = ids
-        self._reference: str | None = None
+        self._exchange = exchange
+        self._staged: asyncio.Task[str | None] | None = None
         self._made: dict[Container, Upload] = {}
 
     async def __aenter__(self) -> Prepared:
@@ -52,32 +58,48 @@ class Prepared:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await whole(self._unstage())
         for upload in self._made.values():
             upload.close()
-        if self._reference is not None and self._staging is not None:
-            await asyncio.shield(self._staging.remove(audio_key(*self._ids)))
+
+    def begin(self, deployment: Deployment) -> None:
+        """Stage the audio for it if it takes a reference, beside whatever is done meanwhile."""
+        if self._staging is not None and deployment.provider.staged and self._staged is None:
+            self._staged = asyncio.create_task(self._stage(self._staging))
 
     async def call(self, deployment: Deployment) -> Call:
         """One attempt's call. Raises `ProviderError` (unsupported) where no file fits."""
         audio, container = await self._fitting(deployment)
-        reference = None
-        if deployment.provider.staged and self._staging is not None:
-            reference = await self._staged(self._staging)
+        self.begin(deployment)
+        # Also for one that takes no reference: both would read the same file.
+        reference = await asyncio.shield(self._staged) if self._staged is not None else None
         return Call(
             request=self.request,
             deployment=deployment,
             audio=audio,
             container=container,
             duration=self.duration,
-            reference=reference,
+            reference=reference if deployment.provider.staged else None,
+            exchange=self._exchange,
         )
 
-    async def _staged(self, staging: Staging) -> str:
-        if self._reference is None:
-            self._reference = await staging.put(
-                audio_key(*self._ids), self.audio.file, content_type=self.container.content_type
-            )
-        return self._reference
+    async def _stage(self, staging: Staging) -> str | None:
+        """The reference; None where the audio has to be sent."""
+        try:
+            return await staging.put(audio_key(*self._ids), self.audio.file, content_type=self.container.content_type)
+        except Exception:  # whatever the network has: the bytes are still here
+            logger.exception("the audio cannot be staged")
+            return None
+
+    async def _unstage(self) -> None:
+        if self._staged is None or self._staging is None:
+            return
+        self._staged.cancel()
+        await asyncio.wait([self._staged])
+        try:
+            await self._staging.remove(audio_key(*self._ids))
+        except Exception:  # it goes by its age
+            logger.exception("staged audio cannot be removed")
 
     async def _fitting(self, deployment: Deployment) -> tuple[Upload, Container]:
         if _takes(deployment, self.container) and _fits(deployment, self.audio.size):
@@ -98,11 +120,9 @@ class Prepared:
         if target not in self._made:
             made = Upload(self._spool_dir)
             self._made[target] = made  # from here on it is closed at the end
-            work = asyncio.ensure_future(asyncio.to_thread(self._convert, target, made))
             try:
-                await asyncio.shield(work)
+                await whole(asyncio.to_thread(self._convert, target, made))  # it writes a file that is closed after it
             except asyncio.CancelledError:
-                await asyncio.wait([work])  # it writes a file that is closed after it
                 del self._made[target]
                 made.close()
                 raise

@@ -69,6 +69,15 @@ class Staging(Protocol):
     async def close(self) -> None: ...
 
 
+class References(Protocol):
+    async def fetch(self, reference: str, into: Callable[[bytes], object], *, limit: int) -> None:
+        """Hand on, piece by piece, the audio that a `put` of this deployment gave that reference.
+
+        Raises `ValueError` for a reference to anything else and for more than `limit` bytes, `KeyError`
+        where nothing is there any more.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class PresignedUpload:
     """A form that uploads once signed: POST to `url` all of `fields`, and the audio last, as `file`.
