@@ -185,14 +185,15 @@ def _quoted(name: str) -> str:
 
 
 async def _chunks(before: bytes, audio: BinaryIO | None, after: bytes) -> AsyncIterator[bytes]:
-    # With the first piece: a small upload is one write.
-    yield before + (audio.read(_PIECE) if audio else after)
+    """Few large pieces: a small upload is one write."""
     while audio:
-        chunk = audio.read(_PIECE)
-        if len(chunk) < _PIECE:
-            yield chunk + after
-            return
-        yield chunk
+        piece = audio.read(_PIECE)
+        if len(piece) < _PIECE:
+            before += piece
+            break
+        yield before + piece
+        before = b""
+    yield before + after
 
 
 async def _bounded(response: httpx.Response) -> bytes:
