@@ -292,7 +292,7 @@ class Transcriber:
 
         def measure() -> _Measured:
             container = sniff(upload.file)
-            duration = probe(upload.file, container, max_seconds=self._max_audio_seconds).duration
+            duration = probe(upload.file, container, max_seconds=self._max_audio_seconds)
             return _Measured(container, duration, upload.digest() if hashed else b"")
 
         async def in_thread() -> _Measured:

@@ -24,7 +24,7 @@ from voxgate.providers import Call, Secrets
 _MOST_ANSWER = 64 * 1024 * 1024
 _MOST_WAIT = 24 * 3600
 _MOST_SHOWN = 64 * 1024
-_PIECE = 256 * 1024
+_PIECE = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
