@@ -40,10 +40,11 @@ from voxgate.receive import Form, Upload, receive
 from voxgate.routing import Asked, choose
 from voxgate.routing.health import Health
 from voxgate.staging import References, Staging
-from voxgate.tasks import whole
+from voxgate.tasks import Threads, whole
 
 logger = logging.getLogger(__name__)
 
+_LONG_TEXT = 100_000  # characters, which take tens of milliseconds to render
 _REFERENCE = "s3"  # the field of a form whose audio is staged
 
 
@@ -102,6 +103,7 @@ class Transcriber:
         )
         self._clock = clock
         # Few threads: each keeps a heap of its own, which eight uploads at once would add up.
+        self._converters = Threads("convert", 2)
         self._measurers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="measure")
 
     async def __call__(self, dialect: Dialect, incoming: Incoming) -> Reply:
@@ -144,6 +146,7 @@ class Transcriber:
             staging=self._staging,
             ids=(account_id, incoming.id),
             exchange=exchange,
+            threads=self._converters,
         ) as prepared:
             if served is None and not tab.replayable:  # that one may have its answer already
                 prepared.begin(deployments[0])
@@ -152,8 +155,6 @@ class Transcriber:
                 return replayed
             if served is None:
                 served = await self._attempt(incoming, tab, prepared, deployments)
-                if self._cache is not None and keep is not None and entry is not None:
-                    await self._cache.put(account_id, entry, served.deployment.id, served.transcript, ttl=keep)
         outcome = Outcome(
             id=incoming.id,
             created=int(self._clock()),
@@ -168,7 +169,11 @@ class Transcriber:
             hit=hit,
             exchange=exchange,
         )
-        return await self._answer(dialect, tab, outcome, served.deployment)
+        reply = await self._answer(dialect, tab, outcome, served.deployment)
+        # What nobody paid for is not kept, nor that nothing was heard.
+        if self._cache is not None and keep and entry and hit is None and served.transcript.text:
+            await self._cache.put(account_id, entry, served.deployment.id, served.transcript, ttl=keep)
+        return reply
 
     async def _hit(self, account_id: str, entry: str | None, deployments: tuple[Deployment, ...]) -> Served | None:
         """What the cache has, if who heard it may serve this request."""
@@ -190,7 +195,8 @@ class Transcriber:
     async def _answer(self, dialect: Dialect, tab: Tab, outcome: Outcome, deployment: Deployment) -> Reply:
         duration = outcome.transcript.duration
         # Rendered before it is charged: what cannot be answered costs nothing.
-        body = dialect.render(outcome)
+        long = len(outcome.transcript.text) > _LONG_TEXT
+        body = await asyncio.to_thread(dialect.render, outcome) if long else dialect.render(outcome)
         headers = {
             "content-type": body.content_type,
             "x-voxgate-provider": outcome.provider,

@@ -353,16 +353,16 @@ def test_every_contract_falls_back(exchange: Exchange, path: str) -> None:
 def test_all_attempts_share_one_deadline(hasty: Exchange) -> None:
     hasty.always("given-up", a=LATE, b=LATE, c=LATE)
     answer = hasty.request("given-up")
-    failed(hasty, answer, ["a: transient"])
-    assert 0.95 <= answer.seconds <= 1.25
-    assert hasty.asked("given-up") == "a1b0c0"
+    failed(hasty, answer, ["a: transient", "b: transient", "c: transient"])
+    assert 0.95 <= answer.seconds <= 1.1
+    assert hasty.asked("given-up") == "a1b1c1"
 
 
 def test_the_rest_of_the_time_is_the_next_ones(hasty: Exchange) -> None:
-    hasty.always("slow-first", a=Script(status=402, delay=0.6), b=LATE)
+    hasty.always("slow-first", a=Script(status=402, delay=0.25), b=LATE)
     answer = hasty.request("slow-first")
-    failed(hasty, answer, ["a: quota (402)", "b: transient"])
-    assert 0.95 <= answer.seconds <= 1.25
+    assert answer.served == ("c", "3")
+    assert answer.seconds <= 1.0
 
 
 def in_process(
@@ -513,11 +513,9 @@ def test_one_bad_and_one_silent_provider_of_three_cost_nobody_an_answer(exchange
     assert sum(answer.seconds > 1 for answer in answers) <= 16  # those that were there before it opened
     assert exchange.office.money(customer.account) == (10**8 - 500 * COSTS["c"], 0)
     # Once it is open the others are not asked; what that costs is measured by the benches.
-    before = exchange.asked("breaker")
-    for _ in range(30):
-        assert exchange.request("breaker", customer=customer).served == ("c", "1")
-    asked = exchange.asked("breaker")
-    assert asked.rpartition("c")[0] == before.rpartition("c")[0]
+    after = [exchange.request("breaker", customer=customer).served for _ in range(30)]
+    assert {provider for provider, _ in after} == {"c"}
+    assert sum(attempts != "1" for _, attempts in after) <= 2  # a probe each, where their time is over
 
 
 def test_when_all_breakers_are_open_they_are_tried_all_the_same(exchange: Exchange) -> None:

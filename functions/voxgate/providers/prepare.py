@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+import threading
 from pathlib import Path
 from types import TracebackType
 
@@ -16,10 +16,11 @@ from voxgate.model import Exchange, TranscriptionRequest
 from voxgate.providers import Call
 from voxgate.receive import Upload
 from voxgate.staging import Staging, audio_key
-from voxgate.tasks import whole
+from voxgate.tasks import Threads, whole
 
 logger = logging.getLogger(__name__)
 
+_STAGING_SECONDS = 30.0
 _FLAC_BYTES = 24_000  # a second of speech at 16 kHz, with room
 
 
@@ -40,6 +41,7 @@ class Prepared:
         staging: Staging | None = None,
         ids: tuple[str, str] = ("", ""),
         exchange: Exchange | None = None,
+        threads: Threads | None = None,
     ) -> None:
         self.request = request
         self.audio = audio
@@ -49,6 +51,7 @@ class Prepared:
         self._staging = staging
         self._ids = ids
         self._exchange = exchange
+        self._threads = threads or Threads("convert", 1)
         self._staged: asyncio.Task[str | None] | None = None
         self._made: dict[Container, Upload] = {}
 
@@ -58,9 +61,11 @@ class Prepared:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await whole(self._unstage())
-        for upload in self._made.values():
-            upload.close()
+        try:
+            await whole(self._unstage())
+        finally:
+            for upload in self._made.values():
+                upload.close()
 
     def begin(self, deployment: Deployment) -> None:
         """Stage the audio for it if it takes a reference, beside whatever is done meanwhile."""
@@ -79,14 +84,17 @@ class Prepared:
             audio=audio,
             container=container,
             duration=self.duration,
-            reference=reference if deployment.provider.staged else None,
+            reference=reference if deployment.provider.staged and audio is self.audio else None,
             exchange=self._exchange,
         )
 
     async def _stage(self, staging: Staging) -> str | None:
         """The reference; None where the audio has to be sent."""
         try:
-            return await staging.put(audio_key(*self._ids), self.audio.file, content_type=self.container.content_type)
+            async with asyncio.timeout(_STAGING_SECONDS):
+                return await staging.put(
+                    audio_key(*self._ids), self.audio.file, content_type=self.container.content_type
+                )
         except Exception:  # whatever the network has: the bytes are still here
             logger.exception("the audio cannot be staged")
             return None
@@ -120,23 +128,23 @@ class Prepared:
         if target not in self._made:
             made = Upload(self._spool_dir)
             self._made[target] = made  # from here on it is closed at the end
+            stop = threading.Event()
             try:
-                await whole(asyncio.to_thread(self._convert, target, made))  # it writes a file that is closed after it
-            except asyncio.CancelledError:
+                await self._threads.run(lambda: self._convert(target, made, stop), stop=stop.set)
+            except BaseException as error:
                 del self._made[target]
                 made.close()
+                if isinstance(error, UnusableAudio | OSError):  # another deployment may take it as it is
+                    raise ProviderError(FailureClass.UNSUPPORTED, "The audio cannot be converted.") from error
                 raise
-            except UnusableAudio as error:
-                raise ProviderError(FailureClass.CALLER_FAULT, str(error), param="file") from error
         return self._made[target]
 
-    def _convert(self, target: Container, made: Upload) -> None:
+    def _convert(self, target: Container, made: Upload, stop: threading.Event) -> None:
         from voxgate.audio.convert import convert
 
-        with made.path().open("r+b") as into, contextlib.ExitStack() as stack:
-            # Another position in the same file: an attempt that was given up may still be reading it.
-            source = stack.enter_context(self.audio.path().open("rb"))
-            convert(source, self.container, target, into, max_seconds=self.duration + 60)
+        # Another position in the same file: an attempt that was given up may still be reading it.
+        with self.audio.path().open("rb") as source, made.path().open("r+b") as into:
+            convert(source, self.container, target, into, max_seconds=self.duration + 60, stop=stop)
             made.size = into.seek(0, 2)
 
 

@@ -6,14 +6,11 @@ that stored something removes it; what a dead one leaves behind goes by its age.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol, TypeVar
+from typing import BinaryIO, Protocol
 
-_T = TypeVar("_T")
 # ASCII without dot, slash and percent sign: no part can be `..`, hold a separator or need escaping.
 _PART = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _KEY = re.compile(rf"(?:staging|results)/{_PART.pattern}/{_PART.pattern}")
@@ -99,27 +96,3 @@ class Presigner(Protocol):
 
         Raises `ValueError` for `seconds` outside of 1..900 and for `max_bytes` below 1.
         """
-
-
-class Threads:
-    """Blocking work of both stores, beside whichever event loop asks for it."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="staging")
-
-    async def run(self, work: Callable[[], _T]) -> _T:
-        started = self._pool.submit(work)
-        done = asyncio.wrap_future(started)
-        try:
-            await asyncio.wait([done])
-        except asyncio.CancelledError:
-            # A thread cannot be stopped. Were it left behind, it would read a file that the request
-            # closes, and store the audio after the request has removed it.
-            done.add_done_callback(lambda future: future.cancelled() or future.exception())
-            if not started.cancel():
-                await asyncio.wait([done])
-            raise
-        return done.result()
-
-    async def close(self) -> None:
-        await asyncio.to_thread(self._pool.shutdown)

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO, Literal, Required, TypedDict
 
-from voxgate.staging import PresignedUpload, Threads, audio_key, checked
+from voxgate.staging import PresignedUpload, audio_key, checked
+from voxgate.tasks import Threads
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -35,7 +36,7 @@ class S3Staging:
         self._encryption: _Encryption = {"ServerSideEncryption": "AES256"}
         if kms_key_id:
             self._encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key_id}
-        self._threads = Threads()
+        self._threads = Threads("staging", 8)
 
     async def put(self, key: str, content: BinaryIO | bytes, *, content_type: str = "application/octet-stream") -> str:
         name = self._prefix + checked(key)
