@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import csv
 import dataclasses
 import datetime as dt
@@ -14,83 +13,71 @@ import secrets
 import sqlite3
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from decimal import Decimal, InvalidOperation
+from collections.abc import Awaitable, Callable, Mapping
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from voxgate.accounts import (
-    Account,
-    Balance,
-    Entry,
-    EntryKind,
-    Key,
-    RateLimits,
-    Scope,
-    Status,
-    Store,
-    UsageRecord,
-    keys,
-)
+from voxgate.accounts import Account, Entry, EntryKind, Key, RateLimits, Scope, Status, Store, UsageRecord, keys
 from voxgate.accounts.reports import grouped, money, usage_json
 from voxgate.accounts.rules import day, dollars, midnight
+from voxgate.cache import LONGEST_TTL
 from voxgate.settings import Settings
 
 Arguments = argparse.Namespace
 Action = Callable[[Store, Arguments], Awaitable[int | None]]
 
 _NONE = -1  # said on the command line: no limit, no budget
+_LIMITS = [field.name for field in dataclasses.fields(RateLimits)]
 _LOCAL_CREDIT = 100_000_000
 _LOCAL_LIMITS = RateLimits(600_000, 36_000_000, 1024)  # one developer's tests are not to be slowed down
 
 
 def add_commands(commands: Any) -> None:
-    accounts = commands.add_parser("accounts", help="open accounts, show them, and move their credit")
-    actions = accounts.add_subparsers(metavar="ACTION", required=True)
-    create = _command(actions, "create", "open an account", _create_account, "NAME")
+    accounts = _group(commands, "accounts", "open accounts, show them, and move their credit")
+    create = _command(accounts, "create", "open an account", _create_account, "NAME")
     create.add_argument("--credit", type=_credit_of, default=0, metavar="DOLLARS", help="to begin with (default: 0)")
     _add_limits(create)
-    _command(actions, "list", "list all accounts", _list_accounts)
-    _command(actions, "show", "show an account and its keys", _show_account, "ACCOUNT")
-    change = _command(actions, "change", "change an account's limits and budget", _change_account, "ACCOUNT")
+    _command(accounts, "list", "list all accounts", _list_accounts)
+    _command(accounts, "show", "show an account and its keys", _show_account, "ACCOUNT")
+    change = _command(accounts, "change", "change an account's limits and budget", _change_account, "ACCOUNT")
     _add_limits(change, or_none=True)
+    kept = "keep answers so long, to give them again"
+    change.add_argument("--cache-seconds", type=_or_none(_cache_seconds), metavar="N", help=kept)
     suspend = partial(_set_status, status=Status.SUSPENDED, text="Suspended '{}': within a minute all is refused.")
     resume = partial(_set_status, status=Status.ACTIVE, text="'{}' is served again, within a minute.")
-    _command(actions, "suspend", "refuse all of an account's requests", suspend, "ACCOUNT")
-    _command(actions, "resume", "end a suspension", resume, "ACCOUNT")
-    for name, what, action in (
-        ("credit", "add credit that was paid for", partial(_post, kind=EntryKind.TOP_UP, text="Added ${} to")),
-        ("refund", "give back what was charged", partial(_post, kind=EntryKind.REFUND, text="Refunded ${} to")),
-        ("adjust", "correct a balance, up or down", partial(_post, kind=EntryKind.ADJUSTMENT, text="Adjusted by ${}")),
+    _command(accounts, "suspend", "refuse all of an account's requests", suspend, "ACCOUNT")
+    _command(accounts, "resume", "end a suspension", resume, "ACCOUNT")
+    for name, what, kind, text in (
+        ("credit", "add credit that was paid for", EntryKind.TOP_UP, "Added ${} to"),
+        ("refund", "give back what was charged", EntryKind.REFUND, "Refunded ${} to"),
+        ("adjust", "correct a balance, up or down", EntryKind.ADJUSTMENT, "Adjusted by ${}"),
     ):
-        post = _command(actions, name, what, action, "ACCOUNT", "DOLLARS")
+        post = _command(accounts, name, what, partial(_post, kind=kind, text=text), "ACCOUNT", "DOLLARS")
         post.add_argument("--note", default="", help="why, for the ledger")
         post.add_argument("--reference", help="such as an invoice's number: the same one again changes nothing")
-    key_commands = commands.add_parser("keys", help="create, list, rotate and revoke API keys")
-    actions = key_commands.add_subparsers(metavar="ACTION", required=True)
-    create = _command(actions, "create", "create a key and print it, this once", _create_key, "ACCOUNT")
+    of_keys = _group(commands, "keys", "create, list, rotate and revoke API keys")
+    create = _command(of_keys, "create", "create a key and print it, this once", _create_key, "ACCOUNT")
     create.add_argument("--name", default="", help="what it is for")
     create.add_argument("--scope", action="append", type=Scope, choices=list(Scope), help="repeat it for several")
     create.add_argument("--model", action="append", metavar="MODEL", help="the only one it may use; repeat it")
     create.add_argument("--expires", type=_day, metavar="DAY", help="the day (UTC) from which it is invalid")
     _add_limits(create)
-    _command(actions, "list", "list an account's keys", _list_keys, "ACCOUNT")
+    _command(of_keys, "list", "list an account's keys", _list_keys, "ACCOUNT")
     for name, what, ending in (
         ("revoke", "make a key invalid for good", _revoke_key),
         ("rotate", "replace a key by a new one with the same rights", _rotate_key),
     ):
-        end = _command(actions, name, what, ending, "KEY-ID")
-        end.add_argument("--yes", action="store_true", help="do not ask")
+        _command(of_keys, name, what, ending, "KEY-ID").add_argument("--yes", action="store_true", help="do not ask")
     usage = _command(commands, "usage", "what an account used", _usage, "ACCOUNT")
     usage.add_argument("--since", type=_day, metavar="DAY", help="default: the first of this month")
     usage.add_argument("--until", type=_day, metavar="DAY", help="default: today")
     usage.add_argument("--by", default="day,key,model", help="what to group by (default: %(default)s)")
     usage.add_argument("--csv", action="store_true", help="print CSV")
     usage.add_argument("--requests", action="store_true", help="each request by itself")
-    _command(commands, "providers", "the catalogue's deployments, and which are out of order", _providers).add_argument(
-        "--catalog", metavar="FILE", help="models and providers (default: the catalogue that ships)"
-    )
+    providers = _command(commands, "providers", "the catalogue's deployments, and which are out of order", _providers)
+    providers.add_argument("--catalog", metavar="FILE", help="models and providers (default: the catalogue that ships)")
     _command(commands, "sweep", "give back what dead processes held", _sweep)
     _command(commands, "audit", "recompute every balance from its entries; exits 1 where one differs", _audit)
 
@@ -131,6 +118,10 @@ async def local_key(settings: Settings, store: Store) -> tuple[str, bool]:
     return key, created
 
 
+def _group(commands: Any, name: str, what: str) -> Any:
+    return commands.add_parser(name, help=what).add_subparsers(metavar="ACTION", required=True)
+
+
 def _command(actions: Any, name: str, what: str, action: Action, *places: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = actions.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
     for place in places:
@@ -145,21 +136,22 @@ def _command(actions: Any, name: str, what: str, action: Action, *places: str) -
 
 
 def _add_limits(parser: argparse.ArgumentParser, *, or_none: bool = False) -> None:
-    def kind(read: Callable[[str], int]) -> Callable[[str], int]:
-        return lambda text: _NONE if or_none and text == "none" else read(text)
+    kind = _or_none if or_none else lambda read: read
+    for name in _LIMITS:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind(_positive), metavar="N")
+    most = "the most that may be spent in a month"
+    parser.add_argument("--budget", type=kind(_credit_of), metavar="DOLLARS", help=most)
 
-    for option in ("--requests-per-minute", "--audio-seconds-per-minute", "--concurrent-requests"):
-        parser.add_argument(option, type=kind(_positive), metavar="N")
-    parser.add_argument(
-        "--budget", type=kind(_credit_of), metavar="DOLLARS", help="the most that may be spent in a month"
-    )
+
+def _or_none(read: Callable[[str], int]) -> Callable[[str], int]:
+    return lambda text: _NONE if text == "none" else read(text)
 
 
 async def _run(action: Action, arguments: Arguments) -> int:
     from voxgate.wiring import build_store
 
     settings = settings_of(arguments)
-    with _store_failures(settings):
+    try:
         store = build_store(settings)
         try:
             return await action(store, arguments) or 0
@@ -168,20 +160,16 @@ async def _run(action: Action, arguments: Arguments) -> int:
             return 1
         finally:
             await store.close()
-
-
-@contextlib.contextmanager
-def _store_failures(settings: Settings) -> Iterator[None]:
-    """What the database says goes to the operator, without a traceback."""
-    failures: tuple[type[Exception], ...] = (sqlite3.Error,)
-    if settings.table:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        failures += (BotoCoreError, ClientError)
-    try:
-        yield
-    except failures as error:
+    except _store_failures(settings) as error:  # what the database says goes to the operator, without a traceback
         sys.exit(f"voxgate: {f'the table {settings.table}' if settings.table else settings.data_dir}: {error}")
+
+
+def _store_failures(settings: Settings) -> tuple[type[Exception], ...]:
+    if not settings.table:
+        return (sqlite3.Error,)
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    return (BotoCoreError, ClientError)
 
 
 async def _create_account(store: Store, arguments: Arguments) -> None:
@@ -205,18 +193,31 @@ async def _show_account(store: Store, arguments: Arguments) -> None:
     owned = await store.keys(account.id)
     shown = await _account_json(store, account)
     lines = [f"{account.name} ({account.id}), {account.status}: ${shown['balance']}, of it ${shown['held']} held"]
-    lines += [f"  {name.replace('_', ' ')}: {value}" for name, value in shown.items() if value and _is_limit(name)]
+    lines += [
+        f"  {name.replace('_', ' ')}: {value}"
+        for name in ("budget", "cache_seconds", *_LIMITS)
+        if (value := shown[name])
+    ]
     _say(arguments, shown | {"keys": [_key_json(key) for key in owned]}, "\n".join([*lines, *map(_key_line, owned)]))
 
 
 async def _change_account(store: Store, arguments: Arguments) -> None:
     account = await store.find_account(arguments.account)
-    asked = _limits(arguments).over(account.limits)
-    limits = RateLimits(*(None if limit == _NONE else limit for limit in dataclasses.astuple(asked)))
-    budget = account.budget if arguments.budget is None else arguments.budget
-    account = dataclasses.replace(account, limits=limits, budget=None if budget == _NONE else budget)
+    limits = map(_changed, dataclasses.astuple(_limits(arguments)), dataclasses.astuple(account.limits))
+    account = dataclasses.replace(
+        account,
+        limits=RateLimits(*limits),
+        budget=_changed(arguments.budget, account.budget),
+        cache_seconds=_changed(arguments.cache_seconds, account.cache_seconds),
+    )
     await store.change_account(account)
     _say(arguments, await _account_json(store, account), f"Changed '{account.name}'.")
+
+
+def _changed(asked: int | None, before: int | None) -> int | None:
+    if asked is None:
+        return before
+    return None if asked == _NONE else asked
 
 
 async def _set_status(store: Store, arguments: Arguments, *, status: Status, text: str) -> None:
@@ -231,35 +232,25 @@ async def _post(store: Store, arguments: Arguments, *, kind: EntryKind, text: st
     account = await store.find_account(arguments.account)
     reference = arguments.reference or f"manual-{secrets.token_hex(8)}"
     if arguments.reference and await _is_there(store, account, kind, arguments):
-        text = f"Nothing to do: '{reference}' is there already, with that amount. '{account.name}': ${{}}."
-        now = await store.balance(account.id)
-        _say(
-            arguments,
-            await _account_json(store, account, now) | {"reference": reference},
-            text.format(dollars(now.balance)),
-        )
-        return
-    balance = await store.post(_entry(account, kind, arguments.dollars, reference, arguments.note))
-    said = f"{text.format(dollars(arguments.dollars))} '{account.name}': ${dollars(balance.balance)} now."
-    _say(arguments, await _account_json(store, account, balance) | {"reference": reference}, said)
+        said = f"Nothing to do: '{reference}' is there already, with that amount. '{account.name}':"
+    else:
+        await store.post(_entry(account, kind, arguments.dollars, reference, arguments.note))
+        said = f"{text.format(dollars(arguments.dollars))} '{account.name}':"
+    shown = await _account_json(store, account) | {"reference": reference}
+    _say(arguments, shown, f"{said} ${shown['balance']} now.")
 
 
 async def _is_there(store: Store, account: Account, kind: EntryKind, arguments: Arguments) -> bool:
     """Whether the ledger has that reference already. Raises `ValueError` where its amount is another,
     and where a refund is more than the charge that it names."""
-    amounts = {
-        entry.kind: entry.amount for entry in await store.entries(account.id) if entry.reference == arguments.reference
-    }
-    charged = -amounts.get(EntryKind.CHARGE, -arguments.dollars)
-    if kind is EntryKind.REFUND and arguments.dollars > charged:
-        raise ValueError(
-            f"The request '{arguments.reference}' was charged ${dollars(charged)}, and no more can be refunded."
-        )
-    if amounts.get(kind, arguments.dollars) != arguments.dollars:
-        raise ValueError(
-            f"'{arguments.reference}' is there already, with ${dollars(amounts[kind])}: nothing was changed."
-        )
-    return kind in amounts
+    reference, amount = arguments.reference, arguments.dollars
+    there = {entry.kind: entry.amount for entry in await store.entries(account.id) if entry.reference == reference}
+    charged = -there.get(EntryKind.CHARGE, -amount)
+    if kind is EntryKind.REFUND and amount > charged:
+        raise ValueError(f"The request '{reference}' was charged ${dollars(charged)}, and no more can be refunded.")
+    if there.get(kind, amount) != amount:
+        raise ValueError(f"'{reference}' is there already, with ${dollars(there[kind])}: nothing was changed.")
+    return kind in there
 
 
 async def _create_key(store: Store, arguments: Arguments) -> None:
@@ -318,7 +309,7 @@ async def _usage(store: Store, arguments: Arguments) -> None:
     if arguments.requests:
         records = await store.records(account.id, midnight(since), midnight(until) + 86_400)
         each = [dataclasses.asdict(record) | money({"cost": record.cost}) for record in records]
-        columns = [field.name for field in dataclasses.fields(UsageRecord) if field.name != "account_id"]
+        columns = (field.name for field in dataclasses.fields(UsageRecord) if field.name != "account_id")
         _table(arguments, each, tuple(columns))
         return
     by = tuple(arguments.by.split(","))
@@ -394,34 +385,27 @@ def _entry(account: Account, kind: EntryKind, amount: int, reference: str, note:
 
 
 def _limits(arguments: Arguments) -> RateLimits:
-    return RateLimits(arguments.requests_per_minute, arguments.audio_seconds_per_minute, arguments.concurrent_requests)
+    return RateLimits(**{name: getattr(arguments, name) for name in _LIMITS})
 
 
-async def _account_json(store: Store, account: Account, balance: Balance | None = None) -> dict[str, Any]:
-    now = balance or await store.balance(account.id)
-    return {
-        "id": account.id,
-        "name": account.name,
-        "created": account.created,
-        "status": account.status,
-        **money({"balance": now.balance, "held": now.held, "spent_this_month": now.spent, "budget": account.budget}),
-        **dataclasses.asdict(account.limits),
-    }
+async def _account_json(store: Store, account: Account) -> dict[str, Any]:
+    now = await store.balance(account.id)
+    return _json(account, {"balance": now.balance, "held": now.held, "spent_this_month": now.spent})
 
 
 def _key_json(key: Key) -> dict[str, Any]:
-    shown: dict[str, Any] = dataclasses.asdict(key) | {"scopes": sorted(key.scopes)} | money({"budget": key.budget})
+    return _json(key, {}) | {"scopes": sorted(key.scopes)}
+
+
+def _json(record: Account | Key, amounts: Mapping[str, int]) -> dict[str, Any]:
+    shown = dataclasses.asdict(record)
     limits: dict[str, Any] = shown.pop("limits")
-    return shown | limits
+    return shown | money({**amounts, "budget": record.budget}) | limits
 
 
 def _key_line(key: Key) -> str:
     facts = [key.name, f"last used {key.last_used}" if key.last_used else "", "revoked" if key.revoked else ""]
     return "  ".join(["", key.id, *filter(None, facts)])
-
-
-def _is_limit(name: str) -> bool:
-    return name == "budget" or name.endswith(("_per_minute", "_requests"))
 
 
 def _sure(arguments: Arguments, question: str) -> bool:
@@ -461,10 +445,10 @@ def _amount(text: str) -> int:
     """Dollars as text to micro-dollars."""
     try:
         amount = Decimal(text) * 1_000_000
-    except InvalidOperation as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no amount of dollars such as 5.00") from error
-    if not amount.is_finite() or amount != int(amount) or abs(amount) > 10**15:
-        raise argparse.ArgumentTypeError(f"{text!r} is no amount of dollars with up to six decimals")
+        if amount != int(amount) or abs(amount) > 10**15:
+            raise ValueError
+    except (ArithmeticError, ValueError) as error:  # no number, not a finite one, or too fine or large a one
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount such as 5.00, with at most six decimals") from error
     return int(amount)
 
 
@@ -478,6 +462,12 @@ def _credit_of(text: str) -> int:
 def _positive(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and 0 < int(text) <= 10**9):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+def _cache_seconds(text: str) -> int:
+    if _positive(text) > LONGEST_TTL:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than {LONGEST_TTL}")
     return int(text)
 
 

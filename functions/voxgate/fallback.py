@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+import math
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,17 +19,20 @@ from voxgate.errors import (
     ProviderError,
     ProviderUnavailable,
     RateLimited,
+    TooLarge,
     VoxgateError,
 )
 from voxgate.model import Transcript
 from voxgate.providers import Provider
 from voxgate.providers.prepare import Prepared
-from voxgate.routing.health import Health
+from voxgate.routing.health import Attempt, Health
 
 logger = logging.getLogger(__name__)
 
 _PAUSE = (0.05, 0.25)  # seconds before the one retry, at random between these
 _LEARN_SECONDS = 30.0
+_LEARN_TIMEOUT = 1.0
+_FAIR_SECONDS = 10.0  # who says nothing for so long is failing, however long it may take
 _LIMITED = 5.0  # seconds to leave a deployment alone that is at its limit and does not say for how long
 
 
@@ -80,7 +84,7 @@ class Fallback:
         self._providers = providers
         self._health = health
         self._outages = outages
-        self._asked = 0.0
+        self._asked = -math.inf
         self._provider_timeout = provider_timeout
         self._request_timeout = request_timeout
         self._uniform = uniform
@@ -88,78 +92,86 @@ class Fallback:
     async def serve(
         self, prepared: Prepared, deployments: tuple[Deployment, ...], *, attempted: Callable[[int], None]
     ) -> Served:
-        """Raises `InvalidInput` where a provider finds fault with the request, `RateLimited` or `Overloaded`
-        where all are at their limits, and else `ProviderUnavailable` with what each attempt came to."""
-        await self._learn()
-        deadline = asyncio.get_running_loop().time() + self._request_timeout
+        """Each deployment has its share of what is left of the time. Raises `InvalidInput` where a provider
+        finds fault with the request, `RateLimited` or `Overloaded` where all are at their limits, and else
+        `ProviderUnavailable` with what each attempt came to."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self._request_timeout
         failures: list[_Failure] = []
+        left, put_off = deque(deployments), set[Deployment]()
         attempts = 0
-        # What is at its limit is not asked at all: it said when to come back.
-        for deployment in deployments:
-            wait = self._health.limited_for(deployment.id)
-            if wait:
+        attempted(attempts)
+        while left:
+            deployment = left.popleft()
+            # What is at its limit is not asked at all: it said when to come back.
+            if wait := self._health.limited_for(deployment.id):
                 failures.append(_Failure(deployment, FailureClass.RATE_LIMIT, None, wait))
                 continue
+            if left and deployment not in put_off and not self._health.available(deployment.id):
+                put_off.add(deployment)  # out of order since it was chosen
+                left.append(deployment)
+                continue
+            until = clock() + (deadline - clock()) / (len(left) + 1)
             for retry in (False, True):
-                left = deadline - asyncio.get_running_loop().time()
                 pause = self._uniform(*_PAUSE) if retry else 0.0
-                if pause >= left:
-                    raise _unavailable(failures)
+                if clock() + pause >= until:
+                    break
                 await asyncio.sleep(pause)
                 attempts += 1
                 attempted(attempts)
-                outcome = await self._attempt(prepared, deployment, deadline, attempts)
+                outcome = await self._attempt(prepared, deployment, until, attempts)
                 if isinstance(outcome, Served):
                     return outcome
                 failures.append(outcome)
-                if outcome.failure is not FailureClass.TRANSIENT:
+                if outcome.failure is not FailureClass.TRANSIENT or not self._health.available(deployment.id):
                     break
         raise _unavailable(failures)
 
     async def _attempt(
-        self, prepared: Prepared, deployment: Deployment, deadline: float, number: int
+        self, prepared: Prepared, deployment: Deployment, until: float, number: int
     ) -> Served | _Failure:
         clock = asyncio.get_running_loop().time
-        provider = self._providers[deployment.provider.name]
-        begun = clock()
-        async with self._watched(deployment):
-            try:
-                async with asyncio.timeout_at(min(begun + self._provider_timeout, deadline)):
-                    call = await prepared.call(deployment)
-                    begun = clock()
-                    transcript = await provider.transcribe(call)
-            except TimeoutError:
-                return await self._failed(deployment, ProviderError(FailureClass.TRANSIENT, "timed out"))
-            except Overloaded as error:
-                self._health.ended(deployment.id)
-                return _Failure(deployment, FailureClass.OVERLOADED, 503, float(error.retry_after))
-            except ProviderError as error:
-                if error.failure is FailureClass.CALLER_FAULT:
-                    raise InvalidInput(error.message, param=error.param) from error
-                return await self._failed(deployment, error)
-            latency = clock() - begun
-            if self._health.succeeded(deployment.id, latency=latency, duration=call.duration):
+        attempt = self._health.begin(deployment.id)
+        asked = judged = False
+        try:
+            async with asyncio.timeout_at(until):
+                call = await prepared.call(deployment)
+            asked, begun = True, clock()
+            limit = min(self._provider_timeout, until - begun)
+            async with asyncio.timeout(limit):
+                transcript = await self._providers[deployment.provider.name].transcribe(call)
+        except TimeoutError:
+            # That it had no time says nothing of it.
+            judged = asked and limit >= min(self._provider_timeout, _FAIR_SECONDS)
+            error = ProviderError(FailureClass.TRANSIENT, "timed out")
+            return await self._failed(deployment, attempt if judged else None, error)
+        except Overloaded as error:
+            return _Failure(deployment, FailureClass.OVERLOADED, 503, float(error.retry_after))
+        except ProviderError as error:
+            if error.failure is FailureClass.CALLER_FAULT:
+                kind = TooLarge if error.status == 413 else InvalidInput
+                raise kind(error.message, param=error.param) from error
+            judged = asked and error.failure is not FailureClass.UNSUPPORTED
+            return await self._failed(deployment, attempt if judged else None, error)
+        else:
+            judged, latency = True, clock() - begun
+            if self._health.succeeded(deployment.id, attempt, latency=latency, duration=call.duration):
                 logger.info("%s serves again", deployment.id)
                 await self._report(deployment)
+        finally:
+            if not judged:  # given up, or the caller's fault: neither says anything of the deployment
+                self._health.ended(deployment.id, attempt)
         converted = call.container.name if call.container != prepared.container else None
         return Served(deployment, transcript, latency, number, converted)
 
-    @contextlib.asynccontextmanager
-    async def _watched(self, deployment: Deployment) -> AsyncIterator[None]:
-        self._health.begin(deployment.id)
-        try:
-            yield
-        except BaseException:  # given up, or the caller's fault: neither says anything of the deployment
-            self._health.ended(deployment.id)
-            raise
-
-    async def _learn(self) -> None:
-        """Once in a while, what other processes found out, so that not each has to."""
+    async def learn(self) -> None:
+        """Once in a while, before deployments are chosen: what other processes found out, so that not each has to."""
         now = asyncio.get_running_loop().time()
         if self._outages is not None and now >= self._asked + _LEARN_SECONDS:
             self._asked = now
             try:
-                self._health.learn(await self._outages.outages())
+                async with asyncio.timeout(_LEARN_TIMEOUT):
+                    self._health.learn(await self._outages.outages())
             except Exception:  # whatever the store has: nobody is to go without an answer for this
                 logger.exception("what others know of the deployments cannot be had")
 
@@ -170,19 +182,19 @@ class Fallback:
             except Exception:  # likewise
                 logger.exception("the others cannot be told of %s", deployment.id)
 
-    async def _failed(self, deployment: Deployment, error: ProviderError) -> _Failure:
+    async def _failed(self, deployment: Deployment, attempt: Attempt | None, error: ProviderError) -> _Failure:
+        """`attempt` is None where the failure says nothing of the deployment."""
         # Its words are not logged: a provider may quote what it heard.
-        logger.warning("%s failed: %s (%s)", deployment.id, error.failure, error.status)
-        if error.failure is FailureClass.RATE_LIMIT:
+        why = type(error.__cause__).__name__ if error.__cause__ else ""
+        logger.warning("%s failed: %s (%s) %s", deployment.id, error.failure, error.status, why)
+        wait = None
+        if attempt is not None and error.failure is FailureClass.RATE_LIMIT:
             wait = _LIMITED if error.retry_after is None else float(error.retry_after)
-            self._health.limited(deployment.id, wait)
-            return _Failure(deployment, error.failure, error.status, wait)
-        if error.failure is FailureClass.UNSUPPORTED:
-            self._health.ended(deployment.id)
-        elif self._health.failed(deployment.id):
+            self._health.limited(deployment.id, attempt, wait)
+        elif attempt is not None and self._health.failed(deployment.id, attempt):
             logger.warning("%s is left alone for a while", deployment.id)
             await self._report(deployment)
-        return _Failure(deployment, error.failure, error.status)
+        return _Failure(deployment, error.failure, error.status, wait)
 
 
 def _unavailable(failures: list[_Failure]) -> VoxgateError:

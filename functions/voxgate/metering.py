@@ -12,20 +12,20 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from voxgate.accounts import Claim, Hold, Replay, Scope, Store, Ticket, UsageRecord
 from voxgate.accounts.credentials import ANYONE, Authenticator, Caller, Refused
 from voxgate.accounts.rules import dollars, limit_headers
 from voxgate.errors import IdempotencyConflict, InsufficientQuota, InvalidInput, VoxgateError
 from voxgate.staging import Staging, result_key
+from voxgate.tasks import whole
 
 logger = logging.getLogger(__name__)
 
-_T = TypeVar("_T")
 _INLINE = 256 * 1024  # bytes of an answer in the store; DynamoDB's items end at 400 KB
 _MAX_ANSWER = 64 * 1024 * 1024
 
@@ -293,22 +293,3 @@ async def sweep_forever(store: Store, staging: Staging, *, every: float = 60.0) 
         except Exception:  # a sweep that fails is tried again
             logger.exception("the sweep failed")
         await asyncio.sleep(every)
-
-
-async def whole(work: Coroutine[Any, Any, _T], *, keep: bool = False) -> _T:
-    """Wait for it to its end also when cancelled meanwhile, and be cancelled then; with `keep`, only
-    where it came to nothing."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([task])
-        if task.cancelled():
-            raise
-        if error := task.exception():
-            logger.warning("a cancelled request failed as well: %s", type(error).__name__)
-        elif keep:
-            return task.result()
-        raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 
 class ResponseFormat(StrEnum):
@@ -164,12 +165,21 @@ class CacheHit:
     id: str
 
 
+@dataclass(slots=True)
+class Exchange:
+    """What was sent to the provider that answered last, and its answer, without secrets and without audio."""
+
+    request: dict[str, Any] | None = None
+    response: Any = None
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """A finished transcription, with what the contracts say about how it came about.
 
     `created` is unix seconds, `latency` the seconds the serving provider took. `converted` is the
-    container that the audio was made into for it, None where it took what came.
+    container that the audio was made into for it, None where it took what came; `exchange` is there where
+    the caller may see it.
     """
 
     id: str
@@ -183,3 +193,4 @@ class Outcome:
     attempts: int = 1
     converted: str | None = None
     hit: CacheHit | None = None
+    exchange: Exchange | None = None

@@ -88,9 +88,16 @@ class Form:
 
 
 async def receive(
-    body: AsyncIterator[bytes], content_type: str | None, *, limits: Limits, audio_field: str, into: Upload
+    body: AsyncIterator[bytes],
+    content_type: str | None,
+    *,
+    limits: Limits,
+    audio_field: str,
+    into: Upload,
+    reference_field: str = "",
 ) -> Form:
-    """Parse the form as it arrives, the part named `audio_field` into the upload.
+    """Parse the form as it arrives, the part named `audio_field` into the upload. A field named
+    `reference_field` may stand for it: then the upload stays empty.
 
     Raises `InvalidInput` (400) for a broken form or a missing, doubled or textual audio part, and
     `TooLarge` (413).
@@ -118,7 +125,7 @@ async def receive(
             else:
                 fields.append(event)
     parser.close()
-    if audio_field not in files:
+    if audio_field not in files and not any(field.name == reference_field for field in fields):
         raise InvalidInput(_missing(audio_field, fields, files), param=audio_field)
     return Form(tuple(fields), tuple(name for name in files if name != audio_field))
 

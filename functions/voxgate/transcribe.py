@@ -31,17 +31,21 @@ from voxgate.errors import (
     VoxgateError,
 )
 from voxgate.fallback import Fallback, Outages, Served
-from voxgate.metering import Gate, Reply, Tab, fingerprint, whole
-from voxgate.model import CacheHit, Capabilities, Outcome, TranscriptionRequest
+from voxgate.metering import Gate, Reply, Tab, fingerprint
+from voxgate.model import CacheHit, Capabilities, Exchange, Outcome, TranscriptionRequest
 from voxgate.multipart import Limits
 from voxgate.providers import Provider
 from voxgate.providers.prepare import Prepared
 from voxgate.receive import Form, Upload, receive
 from voxgate.routing import Asked, choose
 from voxgate.routing.health import Health
-from voxgate.staging import Staging
+from voxgate.staging import References, Staging
+from voxgate.tasks import Threads, whole
 
 logger = logging.getLogger(__name__)
+
+_LONG_TEXT = 100_000  # characters, which take tens of milliseconds to render
+_REFERENCE = "s3"  # the field of a form whose audio is staged
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,9 @@ class Incoming:
 
 
 class Transcriber:
+    """`staging` is where audio is put for providers that fetch it by reference, `references` where a
+    client's references are fetched from; without it a form must bring its audio."""
+
     def __init__(
         self,
         *,
@@ -65,14 +72,15 @@ class Transcriber:
         providers: Mapping[str, Provider],
         gate: Gate,
         health: Health,
-        outages: Outages | None,
-        staging: Staging | None,
-        cache: Cache | None,
         spool_dir: Path,
         limits: Limits,
         max_audio_seconds: float,
         provider_timeout: float,
         request_timeout: float,
+        outages: Outages | None = None,
+        staging: Staging | None = None,
+        references: References | None = None,
+        cache: Cache | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._catalog = catalog
@@ -84,6 +92,7 @@ class Transcriber:
         self._request_timeout = request_timeout
         self._health = health
         self._staging = staging
+        self._references = references
         self._cache = cache
         self._fallback = Fallback(
             providers=providers,
@@ -94,6 +103,7 @@ class Transcriber:
         )
         self._clock = clock
         # Few threads: each keeps a heap of its own, which eight uploads at once would add up.
+        self._converters = Threads("convert", 2)
         self._measurers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="measure")
 
     async def __call__(self, dialect: Dialect, incoming: Incoming) -> Reply:
@@ -115,7 +125,7 @@ class Transcriber:
         request = dialect.parse(form.fields, form.files)
         models = self._models(request, tab.caller)
         tab.note(model=models[0].id, size=upload.size)
-        keep = None if self._cache is None else ttl(incoming.headers)
+        keep = None if self._cache is None else ttl(incoming.headers, tab.caller.cache_seconds)
         measured = await self._measure(dialect, upload, hashed=tab.replayable or keep is not None)
         duration, account_id = measured.duration, tab.caller.account_id
         deployments = await self._choose(models, Asked(request, duration, upload.size))
@@ -126,22 +136,25 @@ class Transcriber:
         most = max(deployment.cost(duration, hit=bool(hit)) for deployment in candidates)
         fields = tuple((field.name, field.value) for field in form.fields)
         same = fingerprint(account_id, dialect.path, fields, measured.digest) if tab.replayable else ""
-        replayed = await tab.hold(most, tenths=started_tenths(duration), fingerprint=same)
-        if replayed is not None:
-            return replayed
-        if served is None:
-            prepared = Prepared(
-                request=request,
-                audio=upload,
-                container=measured.container,
-                duration=duration,
-                spool_dir=self._spool_dir,
-                staging=self._staging,
-                ids=(account_id, incoming.id),
-            )
-            served = await self._attempt(incoming, tab, prepared, deployments)
-            if self._cache is not None and keep is not None and entry is not None:
-                await self._cache.put(account_id, entry, served.deployment.id, served.transcript, ttl=keep)
+        exchange = Exchange() if tab.caller.debug else None
+        async with Prepared(
+            request=request,
+            audio=upload,
+            container=measured.container,
+            duration=duration,
+            spool_dir=self._spool_dir,
+            staging=self._staging,
+            ids=(account_id, incoming.id),
+            exchange=exchange,
+            threads=self._converters,
+        ) as prepared:
+            if served is None and not tab.replayable:  # that one may have its answer already
+                prepared.begin(deployments[0])
+            replayed = await tab.hold(most, tenths=started_tenths(duration), fingerprint=same)
+            if replayed is not None:
+                return replayed
+            if served is None:
+                served = await self._attempt(incoming, tab, prepared, deployments)
         outcome = Outcome(
             id=incoming.id,
             created=int(self._clock()),
@@ -154,8 +167,13 @@ class Transcriber:
             attempts=served.attempts,
             converted=served.converted,
             hit=hit,
+            exchange=exchange,
         )
-        return await self._answer(dialect, tab, outcome, served.deployment)
+        reply = await self._answer(dialect, tab, outcome, served.deployment)
+        # What nobody paid for is not kept, nor that nothing was heard.
+        if self._cache is not None and keep and entry and hit is None and served.transcript.text:
+            await self._cache.put(account_id, entry, served.deployment.id, served.transcript, ttl=keep)
+        return reply
 
     async def _hit(self, account_id: str, entry: str | None, deployments: tuple[Deployment, ...]) -> Served | None:
         """What the cache has, if who heard it may serve this request."""
@@ -172,13 +190,13 @@ class Transcriber:
             tab.note(attempts=number)
             incoming.told["x-voxgate-attempts"] = str(number)  # on a failure's answer, too
 
-        async with prepared:
-            return await self._fallback.serve(prepared, deployments, attempted=attempted)
+        return await self._fallback.serve(prepared, deployments, attempted=attempted)
 
     async def _answer(self, dialect: Dialect, tab: Tab, outcome: Outcome, deployment: Deployment) -> Reply:
         duration = outcome.transcript.duration
         # Rendered before it is charged: what cannot be answered costs nothing.
-        body = dialect.render(outcome)
+        long = len(outcome.transcript.text) > _LONG_TEXT
+        body = await asyncio.to_thread(dialect.render, outcome) if long else dialect.render(outcome)
         headers = {
             "content-type": body.content_type,
             "x-voxgate-provider": outcome.provider,
@@ -190,6 +208,7 @@ class Transcriber:
             provider=outcome.provider,
             deployment=outcome.upstream_model,
             seconds=deployment.billable(duration) / 10,
+            converted=outcome.converted or "",
         )
         cost = deployment.cost(duration, hit=outcome.hit is not None)
         return await tab.settle(cost, Reply(headers, body.content))
@@ -197,16 +216,31 @@ class Transcriber:
     async def _receive(self, dialect: Dialect, incoming: Incoming, upload: Upload) -> Form:
         try:
             async with asyncio.timeout(self._request_timeout):
-                return await receive(
+                form = await receive(
                     incoming.body,
                     incoming.headers.get("content-type"),
                     limits=self._limits,
                     audio_field=dialect.audio_field,
                     into=upload,
+                    reference_field=_REFERENCE if self._references else "",
                 )
+                return form if self._references is None else await self._fetched(self._references, form, upload)
         except TimeoutError as error:
             message = f"The upload was not complete within {self._request_timeout:g} seconds."
             raise RequestTimeout(message) from error
+
+    async def _fetched(self, references: References, form: Form, upload: Upload) -> Form:
+        """The form without its reference, and what that refers to in the upload."""
+        named = [field.value for field in form.fields if field.name == _REFERENCE]
+        if not named:
+            return form
+        if len(named) > 1 or upload.size:
+            raise InvalidInput(f"Send the file or one '{_REFERENCE}', not both.", param=_REFERENCE)
+        try:
+            await references.fetch(named[0], upload.write, limit=self._limits.file)
+        except (KeyError, ValueError) as error:
+            raise InvalidInput(str(error.args[0]), param=_REFERENCE) from error
+        return Form(tuple(field for field in form.fields if field.name != _REFERENCE), form.files)
 
     def _refuse_by_length(self, dialect: Dialect, content_length: int | None) -> None:
         if content_length is not None and content_length > self._limits.body:
@@ -233,6 +267,7 @@ class Transcriber:
 
     async def _choose(self, models: list[Model], asked: Asked) -> tuple[Deployment, ...]:
         """The asked model's deployments, then its fallbacks': these may be unable to, the first may not."""
+        await self._fallback.learn()
         chosen: list[Deployment] = []
         refusal: VoxgateError | None = None
         for model in models:
@@ -263,7 +298,7 @@ class Transcriber:
 
         def measure() -> _Measured:
             container = sniff(upload.file)
-            duration = probe(upload.file, container, max_seconds=self._max_audio_seconds).duration
+            duration = probe(upload.file, container, max_seconds=self._max_audio_seconds)
             return _Measured(container, duration, upload.digest() if hashed else b"")
 
         async def in_thread() -> _Measured:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import busy, durations, imports, memory, metering, multipart, recognition
+from . import busy, durations, fallback, gateways, gateways_docs, imports, memory, metering, multipart, recognition
 from .report import Report, machine
 
 BENCHES: dict[str, Callable[[], Report]] = {
@@ -20,6 +20,8 @@ BENCHES: dict[str, Callable[[], Report]] = {
     "busy": busy.run,
     "metering": metering.run,
     "recognition": recognition.run,
+    "fallback": fallback.run,
+    "gateways": gateways.run,
 }
 
 
@@ -32,9 +34,12 @@ def main() -> None:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to run; without one, everything")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every result to FILE, as one JSON array")
+    parser.add_argument("--docs", action="store_true", help="write what `gateways` found into docs/")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(BENCHES):
         parser.error(f"there is no bench named {', '.join(sorted(unknown))}")
+    if arguments.docs and "gateways" not in (arguments.names or BENCHES):
+        parser.error("--docs is for `gateways`")
     results = []
     for name in arguments.names or BENCHES:
         begun = time.perf_counter()
@@ -46,6 +51,8 @@ def main() -> None:
             **report.summary(),
         }
         print(report.text(), json.dumps(result), sep="\n", end="\n\n", flush=True)
+        if arguments.docs and name == "gateways":
+            gateways_docs.write(report)
         results.append(result | {"rows": report.records()})
         if arguments.json:
             arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -57,7 +57,7 @@ MONEY = 10**12
 
 def run() -> Report:
     report = Report("metering: what it costs", ("what", "figure", "quartile", "to", "unit", "bound"))
-    with tempfile.TemporaryDirectory() as name, _peer("upstream") as upstream:
+    with tempfile.TemporaryDirectory() as name, peer("upstream") as upstream:
         pairs: dict[str, list[tuple[float, float]]] = {}
         for number in range(HOSTS):
             directory = Path(name) / str(number)
@@ -77,13 +77,13 @@ def _metered(directory: Path, upstream: str) -> Iterator[tuple[str, str]]:
     """A `voxgate serve`, and a customer's key."""
     process, server = start_server(directory, VOXGATE_INFERENCE_URL=upstream)
     try:
-        yield server.url, asyncio.run(_customer(SqliteStore(directory / "voxgate.sqlite")))
+        yield server.url, asyncio.run(customer(SqliteStore(directory / "voxgate.sqlite")))
     finally:
         stop_server(process)
 
 
 def _bare(directory: Path, upstream: str) -> contextlib.AbstractContextManager[str]:
-    return _peer(
+    return peer(
         "bare",
         VOXGATE_INFERENCE_URL=upstream,
         VOXGATE_DATA_DIR=str(directory),
@@ -91,7 +91,7 @@ def _bare(directory: Path, upstream: str) -> contextlib.AbstractContextManager[s
     )
 
 
-async def _customer(store: Store, limits: RateLimits = LIMITS) -> str:
+async def customer(store: Store, limits: RateLimits = LIMITS) -> str:
     """The key of a new account."""
     account = await _account(store, limits)
     key, shown = Key(id="key_bench", account_id=account, created=int(time.time()), limits=limits), keys.generate()
@@ -175,7 +175,7 @@ def _flooded(report: Report, url: str, key: str) -> None:
     refused: dict[str, list[float]] = {kind: [] for kind in kinds}
     with _Client(url, key) as customer:
         for number in range(SEGMENTS):
-            for kind in _turned(kinds, number):
+            for kind in turned(kinds, number):
                 median, rate = _segment(customer, url, kind)
                 medians[kind].append(median)
                 refused[kind].append(rate)
@@ -315,7 +315,7 @@ async def _count(report: Report, directory: Path) -> None:
     sent: list[str] = []
     # Emitted for each request that goes out, so for one that is sent again, too.
     client.meta.events.register("request-created.dynamodb", lambda operation_name, **_: sent.append(operation_name))
-    key = await _customer(DynamoStore("bench", client=client), SLOW)
+    key = await customer(DynamoStore("bench", client=client), SLOW)
     staging = LocalStaging(directory)
     stores = [DynamoStore("bench", client=client) for _ in range(2)]
     meters = [
@@ -369,7 +369,7 @@ async def _request(meter: Meter, key: str, idempotent: bool) -> None:
 
 
 @contextlib.contextmanager
-def _peer(name: str, **environment: str) -> Iterator[str]:
+def peer(name: str, **environment: str) -> Iterator[str]:
     """One of `peers`, by its address."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("VOXGATE_")}
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
@@ -392,7 +392,7 @@ def _peer(name: str, **environment: str) -> Iterator[str]:
             stop_server(process)
 
 
-def _turned(names: list[str], number: int) -> list[str]:
+def turned(names: list[str], number: int) -> list[str]:
     """Each of them goes first in its turn."""
     start = number % len(names)
     return names[start:] + names[:start]

@@ -114,6 +114,29 @@ def test_without_the_header_nothing_is_kept_and_nothing_is_taken(place: Place) -
         assert ask(server, customer.key, headers=headers).headers["x-voxgate-attempts"] == "1"
 
 
+def test_an_account_may_have_it_for_all_of_its_requests(place: Place) -> None:
+    server, _, office = place
+    office.tell("accounts", "create", "saver", "--credit", "1.00")
+    office.tell("accounts", "change", "saver", "--cache-seconds", "3600")
+    key = office.keys_create("saver").key
+
+    def attempts(headers: dict[str, str]) -> str:
+        return ask(server, key, headers=headers).headers["x-voxgate-attempts"]
+
+    assert [attempts({}), attempts({}), attempts({"x-voxgate-cache": "off"})] == ["1", "0", "1"]
+    assert office.tell("accounts", "show", "saver")["cache_seconds"] == 3600
+    assert office.tell("accounts", "change", "saver", "--cache-seconds", "none")["cache_seconds"] is None
+    other = office.keys_create("saver").key  # of the old one it is remembered for a moment
+    assert ask(server, other, headers={}).headers["x-voxgate-attempts"] == "1"
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "x", "172801"])
+def test_an_accounts_time_is_bounded(place: Place, seconds: str) -> None:
+    office = place[2]
+    refused = office.run("accounts", "change", "saver", "--cache-seconds", seconds)
+    assert (refused.returncode, "--cache-seconds" in refused.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("headers", "param"),
     [

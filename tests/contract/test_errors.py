@@ -280,7 +280,7 @@ def test_only_litellms_contract_takes_the_key_as_x_api_key(house: House, host: H
     assert response.status_code == (200 if path == LITELLM else 401)
 
 
-@pytest.mark.parametrize("wrong", ["vg_wrong", keys.generate()])
+@pytest.mark.parametrize("wrong", ["vg_wrong", keys.generate()], ids=["mistyped", "unknown"])
 def test_a_wrong_x_api_key_is_401(house: House, wrong: str) -> None:
     with house.client("asgi", {"x-api-key": wrong}) as client:
         assert envelope(send(client, LITELLM))["code"] == "unauthenticated"

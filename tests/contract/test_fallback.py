@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import statistics
 import tempfile
 import time
 from collections import Counter
@@ -354,16 +353,16 @@ def test_every_contract_falls_back(exchange: Exchange, path: str) -> None:
 def test_all_attempts_share_one_deadline(hasty: Exchange) -> None:
     hasty.always("given-up", a=LATE, b=LATE, c=LATE)
     answer = hasty.request("given-up")
-    failed(hasty, answer, ["a: transient"])
-    assert 0.95 <= answer.seconds <= 1.25
-    assert hasty.asked("given-up") == "a1b0c0"
+    failed(hasty, answer, ["a: transient", "b: transient", "c: transient"])
+    assert 0.95 <= answer.seconds <= 1.1
+    assert hasty.asked("given-up") == "a1b1c1"
 
 
 def test_the_rest_of_the_time_is_the_next_ones(hasty: Exchange) -> None:
-    hasty.always("slow-first", a=Script(status=402, delay=0.6), b=LATE)
+    hasty.always("slow-first", a=Script(status=402, delay=0.25), b=LATE)
     answer = hasty.request("slow-first")
-    failed(hasty, answer, ["a: quota (402)", "b: transient"])
-    assert 0.95 <= answer.seconds <= 1.25
+    assert answer.served == ("c", "3")
+    assert answer.seconds <= 1.0
 
 
 def in_process(
@@ -487,7 +486,7 @@ def test_nothing_is_left_after_mixed_failures(exchange: Exchange) -> None:
 
     results = many(24)
     before = handles(exchange.server)
-    results += many(200)
+    results += many(500)
     until(lambda: handles(exchange.server)[0] <= before[0])
     files, sockets, threads = handles(exchange.server)
     assert files <= before[0]
@@ -508,21 +507,15 @@ def test_one_bad_and_one_silent_provider_of_three_cost_nobody_an_answer(exchange
     exchange.always("breaker", a=Script(status=500), b=LATE)
     customer = exchange.office.open(credit=10**8)
     with ThreadPoolExecutor(8) as clients:
-        answers = list(clients.map(lambda _: exchange.request("breaker", customer=customer), range(200)))
-    assert Counter(answer.status for answer in answers) == {200: 200}
+        answers = list(clients.map(lambda _: exchange.request("breaker", customer=customer), range(500)))
+    assert Counter(answer.status for answer in answers) == {200: 500}
     assert {answer.served[0] for answer in answers} == {"c"}
     assert sum(answer.seconds > 1 for answer in answers) <= 16  # those that were there before it opened
-    assert exchange.office.money(customer.account) == (10**8 - 200 * COSTS["c"], 0)
-    # Once it is open the others are not noticed.
-    with httpx.Client(base_url=exchange.server.url, headers=customer.headers, timeout=30) as client:
-        beside: dict[str, list[float]] = {"breaker": [], "good": []}
-        for number in range(60):
-            model = "breaker" if number % 2 else "good"
-            begun = time.perf_counter()
-            response = send(client, ROUTER, model=model, preference="cost")
-            beside[model].append(time.perf_counter() - begun)
-            assert (response.status_code, response.headers["x-voxgate-attempts"]) == (200, "1")
-    assert statistics.median(beside["breaker"]) - statistics.median(beside["good"]) < 0.002
+    assert exchange.office.money(customer.account) == (10**8 - 500 * COSTS["c"], 0)
+    # Once it is open the others are not asked; what that costs is measured by the benches.
+    after = [exchange.request("breaker", customer=customer).served for _ in range(30)]
+    assert {provider for provider, _ in after} == {"c"}
+    assert sum(attempts != "1" for _, attempts in after) <= 2  # a probe each, where their time is over
 
 
 def test_when_all_breakers_are_open_they_are_tried_all_the_same(exchange: Exchange) -> None:

@@ -73,19 +73,19 @@ def test_a_client_that_obeys_retry_after_gets_in_on_its_next_try(house: House, h
 @pytest.mark.parametrize("whose", ["account", "key"])
 @each_host
 def test_audio_seconds_a_minute_are_limited_and_come_back(house: House, host: Host, whose: str) -> None:
-    limits = RateLimits(audio_seconds_per_minute=600)
+    limits = RateLimits(audio_seconds_per_minute=240)
     customer = house.office.open(limits=limits if whose == "account" else None)
     if whose == "key":
-        customer = house.office.keys_create(customer.account, "--audio-seconds-per-minute", "600")
-    assert house.request(host, customer, audio=wav(599, rate=1000)).status_code == 200
+        customer = house.office.keys_create(customer.account, "--audio-seconds-per-minute", "240")
+    assert house.request(host, customer, audio=wav(239, rate=1000)).status_code == 200
     refused = house.request(host, customer, audio=wav(6))
     seconds, milliseconds = waits(refused)
-    assert "600 seconds of audio a minute" in envelope(refused)["message"]
-    assert milliseconds <= 500
+    assert "240 seconds of audio a minute" in envelope(refused)["message"]
+    assert milliseconds <= 1250
     assert house.get(host, customer, "/v1/models").status_code == 200
     time.sleep(milliseconds / 1000)
     assert house.request(host, customer, audio=wav(6)).status_code == 200
-    assert seconds == 1
+    assert seconds == -(-milliseconds // 1000)
 
 
 def test_no_more_get_in_than_the_bucket_holds_and_what_comes_back(house: House) -> None:
@@ -284,27 +284,18 @@ def median(client: httpx.Client, seconds: float) -> float:
 
 
 @pytest.mark.parametrize("kind", ["mistyped", "unknown", "unknown, never the same"])
-def test_300_wrong_keys_a_second_hold_up_nobody(house: House, kind: str) -> None:
-    rate, rounds, seconds = 300, 3, 0.3
+def test_a_flood_of_wrong_keys_is_refused_while_a_customer_is_served(house: House, kind: str) -> None:
+    """How much it holds the customer up is measured by the benches."""
     guesses = {
         "mistyped": [keys.generate()[:-1] + "!" for _ in range(100)],
         "unknown": [keys.generate() for _ in range(20)],
-        "unknown, never the same": [keys.generate() for _ in range(3 * rate)],
+        "unknown, never the same": [keys.generate() for _ in range(900)],
     }[kind]
-    alone, beside = [], []
-    with house.client("asgi", house.rich.headers) as client:
-        median(client, 0.2)
-        for _ in range(rounds):
-            alone.append(median(client, seconds))
-            with guessing(house.server, guesses, rate) as said:
-                beside.append(median(client, seconds))
-            number, *statuses = said
-            assert statuses == [401]
-            assert number > rate * seconds / 2
-    ratio = statistics.median(beside) / statistics.median(alone)
-    print(f"{kind}: {statistics.median(alone) * 1000:.2f} ms alone, {statistics.median(beside) * 1000:.2f} ms beside")
-    print(f"ratio {ratio:.2f}")
-    assert ratio < 2
+    with house.client("asgi", house.rich.headers) as client, guessing(house.server, guesses, 300) as said:
+        for _ in range(20):
+            assert send(client).status_code == 200
+    number, *statuses = said
+    assert (number > 0, statuses) == (True, [401])
 
 
 def test_a_wrong_key_takes_as_long_whether_it_is_known_or_not(house: House) -> None:

@@ -143,8 +143,8 @@ class SqliteBackend:
 
     def kill(self, store: Store) -> None:
         assert isinstance(store, SqliteStore)
-        store._thread.submit(store._connection.close).result()
-        store._thread.shutdown()
+        store._threads.submit(store._connection.close).result()
+        store._threads.shutdown()
         os.close(store._instance._file)  # the kernel does, and the file stays
 
     async def fail(self, store: Store, work: Callable[[], Awaitable[T]], nth: int, *, after: bool) -> T:
@@ -168,13 +168,13 @@ class SqliteBackend:
             connection.set_trace_callback(trace if on else None)
             connection.set_progress_handler(interrupt if on else None, 1)
 
-        store._thread.submit(watch, True).result()
+        store._threads.submit(watch, True).result()
         try:
             return await work()
         except sqlite3.OperationalError as error:
             raise Lost from error
         finally:
-            store._thread.submit(watch, False).result()
+            store._threads.submit(watch, False).result()
 
     def close(self) -> None:
         pass

@@ -274,13 +274,13 @@ class MistralUpstream(Upstream):
             "language": language,
             "segments": segments,
             "usage": usage,
-            "finish_reason": None,
         }
 
     def failure(self, status: int) -> Any:
+        if status == 401:
+            return {"detail": "Unauthorized"}  # what stands before the API answers in a shape of its own
         known = {
             400: ("Audio input could not be decoded", "invalid_request_file", "file", "3310"),
-            401: ("Unauthorized", "unauthorized", None, "1000"),
             402: ("Payment required", "payment_required", None, "1200"),
             429: ("Rate limit exceeded", "rate_limited", None, "1300"),
         }
@@ -309,7 +309,7 @@ class DeepgramUpstream(Upstream):
         ]
         channel: dict[str, Any] = {"alternatives": [{"transcript": TEXT, "confidence": 0.99, "words": words}]}
         if query.get("detect_language") == "true":
-            channel |= {"detected_language": "en", "language_confidence": 0.98}
+            channel |= {"detected_language": "en"}
         results: dict[str, Any] = {"channels": [channel]}
         if query.get("utterances") == "true":
             results["utterances"] = [

@@ -223,14 +223,14 @@ async def test_a_full_disk_fails_the_request_as_a_whole_and_the_next_goes_on(ben
     await bench.top_up(100)
     hold = await bench.hold(bench.ticket(), 50)
     before = await store.balance(bench.account.id)
-    store._thread.submit(pages, 1).result()  # no more than it has
+    store._threads.submit(pages, 1).result()  # no more than it has
     with pytest.raises(sqlite3.OperationalError):
         await store.post(Entry(bench.account.id, EntryKind.TOP_UP, 1, 1.0, "note", "x" * 100_000))
     with pytest.raises(sqlite3.OperationalError):
         await store.settle(hold, 10, bench.record(hold.ticket, contract="x" * 100_000))
     assert await store.balance(bench.account.id) == before
     assert await store.records(bench.account.id, 0.0, 1e10) == []
-    store._thread.submit(pages, 1_000_000).result()
+    store._threads.submit(pages, 1_000_000).result()
     await store.settle(hold, 10, bench.record(hold.ticket))
     assert await store.balance(bench.account.id) == Balance(90, 0, 10, {})
 
@@ -249,7 +249,7 @@ async def test_wherever_sqlite_fails_it_says_why_and_the_next_request_goes_on(be
     for step in itertools.count(1):
         hold = await bench.hold(bench.ticket(), 10)
         record = bench.record(hold.ticket)
-        store._thread.submit(interrupt_at, step).result()
+        store._threads.submit(interrupt_at, step).result()
         try:
             await store.settle(hold, 10, record)
         except sqlite3.OperationalError as error:
@@ -257,7 +257,7 @@ async def test_wherever_sqlite_fails_it_says_why_and_the_next_request_goes_on(be
         else:
             break
         finally:
-            store._thread.submit(interrupt_at, 0).result()
+            store._threads.submit(interrupt_at, 0).result()
         await store.settle(hold, 10, record)  # whether it was done before or not
         assert await store.balance(bench.account.id) == Balance(10_000 - 10 * step, 0, 10 * step, {})
     assert step > 20

@@ -54,7 +54,11 @@ def test_any_text_is_judged_without_an_error(text: str) -> None:
     assert keys.well_formed("vg_" + text) is False
 
 
-@pytest.mark.parametrize("text", ["", "vg_", "sk-" + KEY[3:], KEY.upper(), KEY + "\n", " " + KEY, "VG_" + KEY[3:]])
+@pytest.mark.parametrize(
+    "text",
+    ["", "vg_", "sk-" + KEY[3:], KEY.upper(), KEY + "\n", " " + KEY, "VG_" + KEY[3:]],
+    ids=["empty", "prefix", "another prefix", "upper case", "line end", "space", "upper prefix"],
+)
 def test_what_only_resembles_a_key_is_none(text: str) -> None:
     assert not keys.well_formed(text)
 

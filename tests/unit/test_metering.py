@@ -12,8 +12,9 @@ import pytest
 from voxgate.errors import InvalidSettings
 from voxgate.hosts.asgi import AsgiApp
 from voxgate.hosts.http import Application, Request, Response
-from voxgate.metering import fingerprint, whole
+from voxgate.metering import fingerprint
 from voxgate.settings import Settings
+from voxgate.tasks import whole
 from voxgate.wiring import build_staging
 
 

@@ -59,13 +59,13 @@ class Clock:
 def broken(health: Health, deployment: Deployment) -> None:
     """Let its breaker open."""
     for _ in range(5):
-        health.failed(deployment.id)
+        health.failed(deployment.id, health.begin(deployment.id))
     assert not health.available(deployment.id)
 
 
 def measured(health: Health, deployment: Deployment, speed: float) -> None:
     """Let it have taken so many seconds for one of audio."""
-    health.succeeded(deployment.id, latency=speed * 10, duration=10)
+    health.succeeded(deployment.id, health.begin(deployment.id), latency=speed * 10, duration=10)
 
 
 def chosen(
@@ -401,7 +401,7 @@ def test_what_is_out_of_order_comes_last_and_by_the_same_order(preference: Prefe
 def test_a_rate_limit_puts_a_deployment_last_for_as_long_as_it_said() -> None:
     clock = Clock()
     health = Health(clock=clock)
-    health.limited(A.id, 30.0)
+    health.limited(A.id, health.begin(A.id), 30.0)
     assert chosen(health=health) == "bca"
     clock.now += 29.9
     assert chosen(health=health) == "bca"

@@ -28,9 +28,10 @@ from hypothesis import strategies as st
 from moto import mock_aws
 from mypy_boto3_s3 import S3Client
 
-from voxgate.staging import Presigner, Staging, Threads, audio_key, result_key
+from voxgate.staging import Presigner, Staging, audio_key, result_key
 from voxgate.staging.local import LocalStaging
 from voxgate.staging.s3 import S3Staging
+from voxgate.tasks import Threads
 
 T = TypeVar("T")
 MEBIBYTE = 1024 * 1024
@@ -353,7 +354,7 @@ def test_what_has_not_begun_is_never_done_once_cancelled() -> None:
     may, done = threading.Event(), []
 
     async def work() -> None:
-        threads = Threads()
+        threads = Threads("staging", 8)
         busy = [asyncio.create_task(threads.run(lambda: may.wait(10))) for _ in range(8)]
         waiting = asyncio.create_task(threads.run(lambda: done.append(1)))
         await asyncio.sleep(0.05)

@@ -8,7 +8,7 @@ that the client is to see (`InsufficientQuota`, `RateLimited`, `IdempotencyConfl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -21,11 +21,12 @@ class Status(StrEnum):
 
 
 class Scope(StrEnum):
-    """What a key is for; `ADMIN` is for everything."""
+    """What a key is for; `ADMIN` is for everything but `DEBUG`, which shows what providers were sent and said."""
 
     TRANSCRIBE = "transcribe"
     USAGE = "usage"
     ADMIN = "admin"
+    DEBUG = "debug"
 
 
 class EntryKind(StrEnum):
@@ -45,13 +46,8 @@ class RateLimits:
 
     def over(self, defaults: RateLimits) -> RateLimits:
         """These, and the defaults for what is not said here."""
-        return RateLimits(
-            defaults.requests_per_minute if self.requests_per_minute is None else self.requests_per_minute,
-            defaults.audio_seconds_per_minute
-            if self.audio_seconds_per_minute is None
-            else self.audio_seconds_per_minute,
-            defaults.concurrent_requests if self.concurrent_requests is None else self.concurrent_requests,
-        )
+        pairs = zip(astuple(self), astuple(defaults), strict=True)
+        return RateLimits(*(default if own is None else own for own, default in pairs))
 
 
 NO_LIMITS = RateLimits()
@@ -59,7 +55,8 @@ NO_LIMITS = RateLimits()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """`budget` is what may be spent in a month; None where the balance alone decides."""
+    """`budget` is what may be spent in a month; None where the balance alone decides. `cache_seconds` is for
+    how long its answers are kept to be given again; None where only requests that ask for that are."""
 
     id: str
     name: str
@@ -67,14 +64,12 @@ class Account:
     status: Status = Status.ACTIVE
     limits: RateLimits = NO_LIMITS
     budget: int | None = None
+    cache_seconds: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """An API key as the store knows it: never the key itself, only its hash.
-
-    `models` are the only ones it may use, None for any; `last_used` is a day.
-    """
+    """`models` are the only ones it may use, None for any; `last_used` is a day."""
 
     id: str
     account_id: str
@@ -107,8 +102,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """One request on its way through a store, by its caller's bounds: the account's first, then the
-    key's where it has any."""
+    """One request on its way through a store; the account's bounds come first, then the key's, if any."""
 
     request_id: str
     account_id: str
@@ -127,8 +121,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a caller stands; of several limits the one with the least left. `free` is the balance
-    less what is held."""
+    """Of several limits the one with the least left. `free` is the balance less what is held."""
 
     requests: Window
     audio_seconds: Window
@@ -183,8 +176,7 @@ class Balance:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One movement of a balance, never changed after. `reference` is unique within its account and
-    kind: a charge's is its request's id."""
+    """`reference` is unique within its account and kind: a charge's is its request's id."""
 
     account_id: str
     kind: EntryKind
@@ -197,7 +189,8 @@ class Entry:
 @dataclass(frozen=True, slots=True)
 class UsageRecord:
     """One admitted request, without text and audio. `seconds` are billable ones, `latency` seconds
-    from the request's start to its end; `provider` and `deployment` are empty where none served."""
+    from the request's start to its end; `provider` and `deployment` are empty where none served,
+    `converted` where the audio went out as it came."""
 
     request_id: str
     account_id: str
@@ -213,6 +206,7 @@ class UsageRecord:
     size: int = 0
     cost: int = 0
     attempts: int = 0
+    converted: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +257,7 @@ class Store(Protocol):
         """All of them, oldest first."""
 
     async def change_account(self, account: Account) -> None:
-        """Replace the status, limits and budget of the account with that id."""
+        """Replace the status, limits, budget and cache time of the account with that id."""
 
     async def keys(self, account_id: str) -> list[Key]:
         """Oldest first, revoked ones included."""
@@ -280,9 +274,8 @@ class Store(Protocol):
         """The latest day stays."""
 
     async def admit(self, ticket: Ticket, *, lease: float, paid: bool = True, slot: bool = True) -> Standing:
-        """Take one request out of each rate, and a place among the concurrent ones for `lease`
-        seconds at most (`slot`). With `paid`, refuses without free credit or budget. All or nothing.
-        """
+        """Take one request out of each rate, and with `slot` a place among the concurrent ones for `lease`
+        seconds at most. With `paid`, refuses without free credit or budget. All or nothing."""
 
     async def leave(self, ticket: Ticket, record: UsageRecord | None = None) -> None:
         """Give the place back, and write the record."""

@@ -5,18 +5,14 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 from voxgate.accounts import Bounds, Credential, RateLimits, Scope, Status, Store, Ticket, keys
+from voxgate.accounts.recent import Recent
 from voxgate.accounts.rules import day
 from voxgate.errors import Forbidden, Unauthenticated
 
-_V = TypeVar("_V")
-_KNOWN = 4096
-_UNKNOWN = 1024
 _UNKNOWN_SECONDS = 10.0
 
 
@@ -28,6 +24,8 @@ class Caller:
     key_id: str
     models: tuple[str, ...] | None
     bounds: tuple[Bounds, ...]
+    debug: bool = False
+    cache_seconds: int | None = None
 
     def ticket(self, request_id: str) -> Ticket:
         return Ticket(request_id, self.account_id, self.key_id, self.bounds)
@@ -68,8 +66,8 @@ class Authenticator:
         self._account_limits = account_limits
         self._key_limits = key_limits
         self._clock = clock
-        self._known: OrderedDict[bytes, tuple[float, Credential]] = OrderedDict()
-        self._unknown: OrderedDict[bytes, float] = OrderedDict()
+        self._known: Recent[bytes, tuple[float, Credential]] = Recent(4096)
+        self._unknown: Recent[bytes, float] = Recent(1024)
 
     async def __call__(self, headers: Mapping[str, str], scope: Scope | None = None, *, also: str = "") -> Caller:
         """`also` names a header that may carry the bare key. Raises `Unauthenticated` or `Forbidden`."""
@@ -83,7 +81,8 @@ class Authenticator:
         ):
             raise Unauthenticated("Incorrect API key provided, or one that was revoked or has expired.")
         account, key = credential.account, credential.key
-        caller = Caller(account.id, key.id, key.models, self._bounds(credential))
+        debug = Scope.DEBUG in key.scopes
+        caller = Caller(account.id, key.id, key.models, self._bounds(credential), debug, account.cache_seconds)
         if account.status is not Status.ACTIVE:
             message = "This account is suspended; ask whoever runs this service."
             raise Refused(message, code="account_suspended", caller=caller)
@@ -93,7 +92,7 @@ class Authenticator:
             await self._store.mark_used(key, today)
             if known := self._known.get(credential.digest):  # for as long as before, or a revocation would wait
                 marked = dataclasses.replace(credential, key=dataclasses.replace(key, last_used=today))
-                self._known[credential.digest] = (known[0], marked)
+                self._known.put(credential.digest, (known[0], marked))
         return caller
 
     def _bounds(self, credential: Credential) -> tuple[Bounds, ...]:
@@ -107,17 +106,14 @@ class Authenticator:
         now = self._clock()
         if (known := self._known.get(digest)) and now < known[0]:
             return known[1]
-        if now < self._unknown.get(digest, 0.0):
+        if now < (self._unknown.get(digest) or 0.0):
             return None
         credential = await self._store.find_credential(digest)
         if credential is None or not secrets.compare_digest(credential.digest, digest):
-            self._known.pop(digest, None)
-            self._unknown[digest] = now + _UNKNOWN_SECONDS
-            _bound(self._unknown, _UNKNOWN)
+            self._known.pop(digest)
+            self._unknown.put(digest, now + _UNKNOWN_SECONDS)
             return None
-        self._known[digest] = (now + self._store.lookup_seconds, credential)
-        self._known.move_to_end(digest)
-        _bound(self._known, _KNOWN)
+        self._known.put(digest, (now + self._store.lookup_seconds, credential))
         return credential
 
 
@@ -134,8 +130,3 @@ def _presented(headers: Mapping[str, str], also: str) -> str:
     if not keys.well_formed(token):
         raise Unauthenticated("That is no API key of this service: it may be cut off or mistyped.")
     return token
-
-
-def _bound(cache: OrderedDict[bytes, _V], size: int) -> None:
-    while len(cache) > size:
-        cache.popitem(last=False)

@@ -88,26 +88,12 @@ def check_admission(state: State, now: int, *, paid: bool, slot: bool) -> None:
     with _telling(state, now):
         if paid:
             _check_money(state, 1, now)
-        _check_requests(state, now, slot=slot)
-
-
-def _check_requests(state: State, now: int, *, slot: bool) -> None:
-    waits: list[tuple[float, str]] = []
-    for tally in state.tallies:
-        if bucket := tally.request_bucket:
-            said = f"The limit of {bucket.units} requests a minute is reached{_of(tally)}."
-            waits.append((bucket.wait(tally.requests, 1, now), said))
-        most = tally.bounds.limits.concurrent_requests
-        if slot and most is not None and tally.running >= most:
-            waits.append((1.0, f"{most} requests run already, as many as may at once{_of(tally)}."))
-    _refuse(waits)
-
-
-def _refuse(waits: list[tuple[float, str]]) -> None:
-    """For the longest of several waits, so that whoever waits for it gets in."""
-    wait, said = max(waits, default=(0.0, ""))
-    if wait:
-        raise RateLimited(said, wait=wait)
+        waits = _request_waits(state, now)
+        for tally in state.tallies if slot else ():
+            most = tally.bounds.limits.concurrent_requests
+            if most is not None and tally.running >= most:
+                waits.append((1.0, f"{most} requests run already, as many as may at once{_of(tally)}."))
+        _refuse(waits)
 
 
 def check_hold(state: State, amount: int, tenths: int, now: int) -> None:
@@ -116,16 +102,30 @@ def check_hold(state: State, amount: int, tenths: int, now: int) -> None:
         _check_money(state, amount, now)
         waits = [
             (
-                bucket.wait(tally.audio, tenths, now),
-                f"The limit of {bucket.units // 10} seconds of audio a minute is reached{_of(tally)}.",
+                b.wait(t.audio, tenths, now),
+                f"The limit of {b.units // 10} seconds of audio a minute is reached{_of(t)}.",
             )
-            for tally in state.tallies
-            if (bucket := tally.audio_bucket)
+            for t in state.tallies
+            if (b := t.audio_bucket)
         ]
         if any(wait for wait, _ in waits):
             # Whoever comes back needs a request as well, and this one has taken its own already.
-            again = [(b.wait(t.requests, 1, now), waits[0][1]) for t in state.tallies if (b := t.request_bucket)]
-            _refuse(waits + again)
+            _refuse(waits + [(wait, waits[0][1]) for wait, _ in _request_waits(state, now)])
+
+
+def _request_waits(state: State, now: int) -> list[tuple[float, str]]:
+    return [
+        (b.wait(t.requests, 1, now), f"The limit of {b.units} requests a minute is reached{_of(t)}.")
+        for t in state.tallies
+        if (b := t.request_bucket)
+    ]
+
+
+def _refuse(waits: list[tuple[float, str]]) -> None:
+    """For the longest of several waits, so that whoever waits for it gets in."""
+    wait, said = max(waits, default=(0.0, ""))
+    if wait:
+        raise RateLimited(said, wait=wait)
 
 
 @contextlib.contextmanager
@@ -172,16 +172,14 @@ def check_claim(claim: Claim, fingerprint: str, *, answered: bool) -> None:
     if fingerprint != claim.fingerprint:
         raise IdempotencyConflict("This Idempotency-Key was used for another request; take a new one for this.")
     if not answered:
-        raise IdempotencyConflict(
-            "A request with this Idempotency-Key is still running; ask again for its answer.", retry_after=1
-        )
+        message = "A request with this Idempotency-Key is still running; ask again for its answer."
+        raise IdempotencyConflict(message, retry_after=1)
 
 
 def limit_headers(standing: Standing) -> dict[str, str]:
     """OpenAI's `x-ratelimit-*`, which every answer to a known caller carries."""
-    windows = {"requests": standing.requests, "audio-seconds": standing.audio_seconds}
     headers: dict[str, str] = {}
-    for name, window in windows.items():
+    for name, window in (("requests", standing.requests), ("audio-seconds", standing.audio_seconds)):
         headers[f"x-ratelimit-limit-{name}"] = str(window.limit)
         headers[f"x-ratelimit-remaining-{name}"] = str(window.remaining)
         headers[f"x-ratelimit-reset-{name}"] = _reset(window)

@@ -78,12 +78,17 @@ _MIGRATIONS = (
     """
     CREATE TABLE outage (deployment TEXT PRIMARY KEY, until REAL NOT NULL) STRICT;
     """,
+    """
+    ALTER TABLE account ADD COLUMN cache_seconds INTEGER;
+    ALTER TABLE usage ADD COLUMN converted TEXT NOT NULL DEFAULT '';
+    """,
 )
 
 
 def open_file(path: Path) -> sqlite3.Connection:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # it holds answers; SQLite's other files follow its mode
     connection = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_TIMEOUT)
+    connection.row_factory = sqlite3.Row
     _write_ahead(connection)
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA foreign_keys = ON")

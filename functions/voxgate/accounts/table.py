@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from typing import TYPE_CHECKING, Any, Literal, Union, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from voxgate.accounts.rules import Bucket
 from voxgate.errors import Overloaded
 
 if TYPE_CHECKING:
@@ -17,11 +16,11 @@ if TYPE_CHECKING:
         AttributeValueTypeDef,
         KeysAndAttributesUnionTypeDef,
         TransactWriteItemTypeDef,
-        UpdateTypeDef,
     )
 
 Item = dict[str, Any]
-Write = Union["Update", "TransactWriteItemTypeDef"]
+Returns = Literal["ALL_NEW", "ALL_OLD"]
+Verb = Literal["Put", "Update", "Delete", "ConditionCheck"]
 _TRIES = 30
 _BUSY = {
     *("TransactionConflict", "TransactionConflictException"),
@@ -88,15 +87,7 @@ class Table:
 
     # Writing.
 
-    def put(self, pk: str, sk: str, item: Item, *, new: bool = False) -> TransactWriteItemTypeDef:
-        write: TransactWriteItemTypeDef = {
-            "Put": {"TableName": self.name, "Item": dump({"pk": pk, "sk": sk, **item})["M"]}
-        }
-        if new:
-            write["Put"]["ConditionExpression"] = "attribute_not_exists(pk)"
-        return write
-
-    def commit(self, *writes: Write, returns: Literal["ALL_NEW", "ALL_OLD"] = "ALL_NEW") -> Item:
+    def commit(self, *writes: Write, returns: Returns = "ALL_NEW") -> Item:
         """What no other branch can help: the same once more, as long as it only collides."""
         for _ in tries():
             try:
@@ -106,7 +97,7 @@ class Table:
                     raise
         raise overloaded()
 
-    def once(self, *writes: Write, returns: Literal["ALL_NEW", "ALL_OLD"] = "ALL_NEW") -> Item:
+    def once(self, *writes: Write, returns: Returns = "ALL_NEW") -> Item:
         """One update, which returns the item, or a transaction, which returns nothing.
 
         Where the answer was lost, the same is sent once more: every write of ours either finds that
@@ -115,43 +106,34 @@ class Table:
         from botocore.exceptions import HTTPClientError
 
         try:
-            return self._send(*writes, returns=returns)
+            return self._send(writes, returns)
         except HTTPClientError:
-            return self._send(*writes, returns=returns)
+            return self._send(writes, returns)
 
-    def _send(self, *writes: Write, returns: Literal["ALL_NEW", "ALL_OLD"]) -> Item:
+    def _send(self, writes: Sequence[Write], returns: Returns) -> Item:
         try:
             if len(writes) == 1 and isinstance(writes[0], Update):
                 answer = self._client.update_item(**writes[0].rendered(self.name), ReturnValues=returns)
                 return loaded(answer.get("Attributes", {}))
-            self._client.transact_write_items(
-                TransactItems=[
-                    {"Update": write.rendered(self.name)} if isinstance(write, Update) else write for write in writes
-                ]
-            )
+            items = [{write.verb: write.rendered(self.name)} for write in writes]
+            self._client.transact_write_items(TransactItems=cast("list[TransactWriteItemTypeDef]", items))
         except self._client.exceptions.ClientError as error:
-            raise Failed.of(error) from error
+            raise Failed(error) from error
         return {}
 
 
 class Failed(Exception):
     """A write that did not happen: for each of its parts why not, and the item that was there."""
 
-    def __init__(self, reasons: Sequence[Mapping[str, Any]]) -> None:
-        super().__init__(", ".join(reason.get("Code", "None") for reason in reasons))
-        self._reasons = reasons
-        failed = any(self.at(index) for index in range(len(reasons)))
-        self.busy = not failed and any(reason.get("Code") in _BUSY for reason in reasons)
-        self.expected = failed or self.busy
-
-    @classmethod
-    def of(cls, error: ClientError) -> Exception:
+    def __init__(self, error: ClientError) -> None:
         """Raises again what is none of this."""
-        response = cast("dict[str, Any]", error.response)
-        failed = cls(response.get("CancellationReasons") or [{**response["Error"], "Item": response.get("Item")}])
-        if not failed.expected:
+        said = cast("dict[str, Any]", error.response)
+        self._reasons = said.get("CancellationReasons") or [{**said["Error"], "Item": said.get("Item")}]
+        super().__init__(", ".join(reason.get("Code", "None") for reason in self._reasons))
+        failed = any(self.at(index) for index in range(len(self._reasons)))
+        self.busy = not failed and any(reason.get("Code") in _BUSY for reason in self._reasons)
+        if not failed and not self.busy:
             raise error
-        return failed
 
     def at(self, index: int) -> bool:
         return self._reasons[index].get("Code") in ("ConditionalCheckFailed", "ConditionalCheckFailedException")
@@ -161,20 +143,20 @@ class Failed(Exception):
         return loaded(item) if item else None
 
 
-class Update:
-    """An UpdateItem, put together clause by clause. All names go by placeholders: some are reserved
-    words, like `free`, and most have a `#` in them."""
+class Write:
+    """One write: a Put where there is an item, else of what is there. With `exists`, on the condition
+    that the item does or does not. All names go by placeholders: some are reserved words, like
+    `free`, and most have a `#` in them."""
 
-    def __init__(self, pk: str, sk: str, *, exists: bool = True) -> None:
-        self._key = key_of(pk, sk)
+    def __init__(self, verb: Verb, pk: str, sk: str, item: Item | None = None, *, exists: bool | None = None) -> None:
+        self.verb = verb
+        key = {"pk": pk, "sk": sk}
+        self._content = {"Key": dump(key)["M"]} if item is None else {"Item": dump(key | item)["M"]}
         self._names: dict[str, str] = {}
         self._values: dict[str, AttributeValueTypeDef] = {}
         self._conditions: list[str] = []
-        self._sets: dict[str, Any] = {}
-        self._adds: dict[str, int] = {}
-        self._clauses: dict[str, list[str]] = {"SET": [], "ADD": [], "REMOVE": [], "DELETE": []}
-        if exists:
-            self.where(f"attribute_exists({self.name('pk')})")
+        if exists is not None:
+            self.where(f"attribute_{'exists' if exists else 'not_exists'}({self.name('pk')})")
 
     def name(self, attribute: str) -> str:
         return self._names.setdefault(attribute, f"#n{len(self._names)}")
@@ -186,66 +168,57 @@ class Update:
     def where(self, condition: str) -> None:
         self._conditions.append(condition)
 
+    def rendered(self, table: str) -> dict[str, Any]:
+        write: dict[str, Any] = {"TableName": table, **self._content}
+        if self._conditions:
+            write["ConditionExpression"] = " AND ".join(self._conditions)
+            write["ReturnValuesOnConditionCheckFailure"] = "ALL_OLD"
+        if self._names:
+            write["ExpressionAttributeNames"] = {name: attribute for attribute, name in self._names.items()}
+        if self._values:
+            write["ExpressionAttributeValues"] = self._values
+        return write
+
+
+class Update(Write):
+    """Put together clause by clause."""
+
+    def __init__(self, pk: str, sk: str, *, exists: bool | None = True) -> None:
+        super().__init__("Update", pk, sk, exists=exists)
+        self._sets: dict[str, Any] = {}
+        self._sums: dict[str, int] = {}
+        self._clauses: dict[str, list[str]] = {"SET": [], "ADD": [], "REMOVE": [], "DELETE": []}
+
     def set(self, attribute: str, value: object, *, once: bool = False) -> None:
+        """What is None is removed."""
+        if value is None:
+            self.remove(attribute)
+            return
         name, new = self.name(attribute), self.value(value)
         self._sets[attribute] = value
         self._clauses["SET"].append(f"{name} = if_not_exists({name}, {new})" if once else f"{name} = {new}")
 
     def add(self, attribute: str, number: int) -> None:
-        self._adds[attribute] = self._adds.get(attribute, 0) + number
+        """Once for each attribute at most."""
+        self._sums[attribute] = number
+        self._clauses["ADD"].append(f"{self.name(attribute)} {self.value(number)}")
 
     def remove(self, attribute: str) -> None:
         self._clauses["REMOVE"].append(self.name(attribute))
 
-    def delete(self, attribute: str, members: Set[str]) -> None:
+    def include(self, attribute: str, member: str) -> None:
+        self._clauses["ADD"].append(f"{self.name(attribute)} {self.value({member})}")
+
+    def exclude(self, attribute: str, members: Set[str]) -> None:
         self._clauses["DELETE"].append(f"{self.name(attribute)} {self.value(members)}")
 
-    def take(self, attribute: str, bucket: Bucket | None, count: int, known: Mapping[str, int], now: int) -> None:
-        """Takes `count` out of a bucket. An expression has no `max`, so there are two: one for a
-        bucket that is full, and one for a bucket that fills, chosen by what is known of it."""
-        if bucket is None:
-            return
-        name = self.name(attribute)
-        if known.get(attribute, 0) <= now:
-            self.where(f"(attribute_not_exists({name}) OR {name} <= {self.value(now)})")
-            self.set(attribute, bucket.take(0, count, now))
-        else:
-            self.where(f"{name} > {self.value(now)} AND {name} <= {self.value(bucket.latest(count, now))}")
-            self.add(attribute, bucket.take(0, count, 0))
-
-    def seat(self, attribute: str, most: int | None, member: str) -> None:
-        name = self.name(attribute)
-        if most is not None:
-            empty = f"attribute_not_exists({name}) OR " if most > 0 else ""
-            self.where(f"({empty}size({name}) < {self.value(most)})")
-        self._clauses["ADD"].append(f"{name} {self.value({member})}")
-
-    def within(self, attribute: str, amount: int, most: int) -> None:
-        name = self.name(attribute)
-        empty = f"attribute_not_exists({name}) OR " if amount <= most else ""
-        self.where(f"({empty}{name} <= {self.value(most - amount)})")
-
     def reckoned(self, known: Mapping[str, int]) -> Item:
-        sums = {name: known.get(name, 0) + number for name, number in self._adds.items()}
-        return {**known, **sums, **self._sets}
+        """What it makes of the numbers that are known."""
+        return {**known, **self._sets, **{name: known.get(name, 0) + number for name, number in self._sums.items()}}
 
-    def rendered(self, table: str) -> UpdateTypeDef:
-        # The sums get their placeholders here, in copies: what is sent again must have none that it
-        # does not use, or the service takes it for a mistake.
-        values = self._values | {f":a{index}": dump(number) for index, number in enumerate(self._adds.values())}
-        adds = [f"{self.name(name)} :a{index}" for index, name in enumerate(self._adds)]
-        clauses = {**self._clauses, "ADD": self._clauses["ADD"] + adds}
-        update: UpdateTypeDef = {
-            "TableName": table,
-            "Key": self._key,
-            "UpdateExpression": " ".join(f"{verb} {', '.join(parts)}" for verb, parts in clauses.items() if parts),
-            "ExpressionAttributeNames": {name: attribute for attribute, name in self._names.items()},
-            "ExpressionAttributeValues": values,
-        }
-        if self._conditions:
-            update["ConditionExpression"] = " AND ".join(self._conditions)
-            update["ReturnValuesOnConditionCheckFailure"] = "ALL_OLD"
-        return update
+    def rendered(self, table: str) -> dict[str, Any]:
+        parts = [f"{verb} {', '.join(parts)}" for verb, parts in self._clauses.items() if parts]
+        return {**super().rendered(table), "UpdateExpression": " ".join(parts)}
 
 
 def _new_client() -> DynamoDBClient:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Event
 from typing import BinaryIO
 
 import av
@@ -16,8 +17,16 @@ OPUS_BITS = 24_000
 TARGETS = (FLAC, OGG)  # without loss first
 
 
-def convert(source: BinaryIO, container: Container, target: Container, into: BinaryIO, *, max_seconds: float) -> None:
-    """Write the audio track of `source` into the seekable `into`. Raises `UnusableAudio`."""
+def convert(
+    source: BinaryIO,
+    container: Container,
+    target: Container,
+    into: BinaryIO,
+    *,
+    max_seconds: float,
+    stop: Event | None = None,
+) -> None:
+    """Write the audio track of `source` into the seekable `into`, until told to stop. Raises `UnusableAudio`."""
     try:
         with av.open(into, "w", format=target.demuxer) as media:
             codec = "flac" if target == FLAC else "libopus"
@@ -28,7 +37,6 @@ def convert(source: BinaryIO, container: Container, target: Container, into: Bin
             stream.layout = "mono"
             if target == OGG:
                 stream.bit_rate = OPUS_BITS
-            resampler = av.AudioResampler(format=stream.format, layout="mono", rate=rate)
             written = 0
             for pcm in decode(source, container.demuxer, max_seconds=max_seconds):
                 frame = AudioFrame(format="s16", layout="mono", samples=len(pcm) // 2)
@@ -36,10 +44,9 @@ def convert(source: BinaryIO, container: Container, target: Container, into: Bin
                 frame.sample_rate = RATE
                 frame.pts = written
                 written += frame.samples
-                for piece in resampler.resample(frame):
-                    media.mux(stream.encode(piece))
-            for piece in resampler.resample(None):
-                media.mux(stream.encode(piece))
+                media.mux(stream.encode(frame))  # which brings it to the rate
+                if stop is not None and stop.is_set():
+                    break
             media.mux(stream.encode(None))
     except av.FFmpegError as error:
         raise UnusableAudio("The audio cannot be converted for this provider.") from error

@@ -59,9 +59,16 @@ class LiteLLMDialect:
                     "chunk_index": 0,
                     "cache_debug": _cache_debug(outcome),
                     **({"converted_to": outcome.converted} if outcome.converted else {}),
+                    **_exchange(outcome),
                 },
             }
         )
+
+
+def _exchange(outcome: Outcome) -> dict[str, object]:
+    if outcome.exchange is None:
+        return {}
+    return {"raw_request": outcome.exchange.request, "raw_response": outcome.exchange.response}
 
 
 def _cache_debug(outcome: Outcome) -> dict[str, object] | None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field as Described
 
 from voxgate.dialects.form import FormModel, Language
-from voxgate.dialects.speech_form import SpeechForm, Text
+from voxgate.dialects.speech_form import SpeechForm, Text, refuse_stream
 from voxgate.errors import InvalidInput
 from voxgate.formats import Body, json_body, plain_body, verbose
 from voxgate.model import Feature, Granularity, Outcome, ResponseFormat, TranscriptionRequest
@@ -84,6 +84,8 @@ class TranslationForm(FormModel):
     prompt: Text | None = None
     response_format: ResponseFormat = ResponseFormat.JSON
     temperature: Annotated[float, Described(ge=0, le=1, allow_inf_nan=False)] = 0.0
+    # No field of the contract; known here so that asking for it is refused, not ignored.
+    stream: bool = False
 
 
 class TranslationDialect(OpenAIDialect):
@@ -95,6 +97,7 @@ class TranslationDialect(OpenAIDialect):
 
     def parse(self, fields: tuple[Field, ...], files: tuple[str, ...]) -> TranscriptionRequest:
         form, extra = TranslationForm.read(fields)
+        refuse_stream(form.stream)
         if form.response_format is ResponseFormat.DIARIZED_JSON:
             raise InvalidInput("Translations have no 'diarized_json'.", param="response_format")
         return TranscriptionRequest(

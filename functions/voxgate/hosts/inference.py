@@ -23,22 +23,23 @@ from voxgate.providers.embedded import EmbeddedProvider
 from voxgate.routing.health import Health
 from voxgate.settings import Settings
 from voxgate.transcribe import Transcriber
+from voxgate.wiring import build_references
 
 
 def build_inference(*, pool: EnginePool, model: str, settings: Settings, spool_dir: Path) -> AsgiApp:
-    """`model` is what the engine's model is called here, besides `default`."""
+    """`model` is what the engine's model is called here, besides `default`. Staged audio is fetched from the
+    settings' bucket, and from nowhere else."""
     entry = ProviderEntry(name="embedded", kind="inference")
     deployment = Deployment(provider=entry, upstream_model=model, price=0)
     catalog = Catalog([Model(id=model, aliases=("default",), deployments=(deployment,))])
     provider = EmbeddedProvider(pool=pool, max_audio_seconds=settings.max_audio_seconds)
+    references = build_references(settings)
     transcriber = Transcriber(
         catalog=catalog,
         providers={"embedded": provider},
         gate=Unmetered(),
         health=Health(),
-        outages=None,
-        staging=None,
-        cache=None,
+        references=references,
         spool_dir=spool_dir,
         limits=Limits(),
         max_audio_seconds=settings.max_audio_seconds,
@@ -59,6 +60,8 @@ def build_inference(*, pool: EnginePool, model: str, settings: Settings, spool_d
 
     async def stop() -> None:
         await provider.close()
+        if references is not None:
+            await references.close()
         shutil.rmtree(spool_dir, ignore_errors=True)
 
     application = Application(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import logging
 import signal
 import socket
@@ -17,6 +19,7 @@ from voxgate.hosts.asgi import AsgiApp
 from voxgate.hosts.http import error_response, request_id
 
 _LONGEST_HEAD = 64 * 1024
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 class _Protocol(HttpToolsProtocol):
@@ -67,8 +70,18 @@ def url(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def _keep_memory() -> None:
+    """Have glibc keep what is freed: uploads come in pieces that it would give back to the system, and
+    get from it again page by page, hundreds of times a second (mallopt(3))."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 4 * 1024 * 1024)
+        mallopt(_M_TRIM_THRESHOLD, 32 * 1024 * 1024)
+
+
 def run(app: AsgiApp, listening: socket.socket) -> None:
     """Serve until a signal says otherwise; a request under way has half a minute to finish."""
+    _keep_memory()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     config = uvicorn.Config(

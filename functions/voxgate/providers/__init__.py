@@ -7,7 +7,7 @@ from typing import Protocol
 
 from voxgate.audio.sniff import Container
 from voxgate.catalog import Deployment
-from voxgate.model import Capabilities, Transcript, TranscriptionRequest
+from voxgate.model import Capabilities, Exchange, Transcript, TranscriptionRequest
 from voxgate.receive import Upload
 
 # Whoever reads an extension (many do, and refuse what they do not know) gets one that fits.
@@ -17,7 +17,8 @@ _EXTENSIONS = {"aac": "m4a"}
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """One attempt: the request, who is to serve it, and the audio, which lasts `duration` seconds.
-    `reference` is where the audio is staged, for a provider that fetches it by itself."""
+    `reference` is where the audio is staged, for a provider that fetches it by itself; `exchange` takes
+    down what is said, for those who may see that."""
 
     request: TranscriptionRequest
     deployment: Deployment
@@ -25,6 +26,7 @@ class Call:
     container: Container
     duration: float
     reference: str | None = None
+    exchange: Exchange | None = None
 
     @property
     def file_name(self) -> str:

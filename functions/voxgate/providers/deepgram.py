@@ -8,8 +8,8 @@ from voxgate import languages
 from voxgate.errors import FailureClass, ProviderError
 from voxgate.model import Feature, Segment, Transcript, Word
 from voxgate.providers import Call
-from voxgate.providers.http import WireAnswer, WireRequest, failure_of, json_of
-from voxgate.providers.openai import number, passed_on, shown, text_of, time_of
+from voxgate.providers.http import WireAnswer, WireRequest, error_of, failure_of, json_of
+from voxgate.providers.openai import passed_on, share, shown, text_of, time_of
 
 
 class DeepgramAdapter:
@@ -28,7 +28,10 @@ class DeepgramAdapter:
             query.append(("diarize", "true"))
         if Feature.KEYWORDS in features:
             query += [("keyterm", keyword) for keyword in request.keywords]
-        query += passed_on(call, query)
+        # Of several channels there is no one transcript, and answers go to nobody else.
+        query += [
+            (n, v) for n, v in passed_on(call, query) if not n.startswith(("multichannel", "channels", "callback"))
+        ]
         return WireRequest(path="v1/listen", headers={"authorization": f"Token {api_key}"}, query=tuple(query))
 
     def parse_response(self, answer: WireAnswer, call: Call) -> Transcript:
@@ -63,25 +66,20 @@ def _word(value: dict[str, Any]) -> Word:
         text_of(value.get("punctuated_word") or value["word"]),
         time_of(value["start"]),
         time_of(value["end"]),
-        number(value.get("confidence")),
+        share(value.get("confidence")),
     )
 
 
 def _failed(answer: WireAnswer) -> ProviderError:
-    message = ""
-    try:
-        body = json_of(answer.body)
-        if isinstance(body, dict):
-            message = shown(body.get("err_msg") or body.get("message"))
-    except ValueError:
-        pass
-    failure = failure_of(answer.status)
+    body = error_of(answer.body)
+    message = shown(body.get("err_msg") or body.get("message"))
+    failure = failure_of(answer.status) if body or answer.status != 400 else FailureClass.UNSUPPORTED
     if answer.status == 422:
         failure = FailureClass.TRANSIENT  # the upload was incomplete: ours to repeat
     return ProviderError(
         failure,
         message or f"The provider answered {answer.status}.",
         status=answer.status,
-        param="file" if failure is FailureClass.CALLER_FAULT else None,
+        param="file" if body.get("err_code") == "Bad Request" else None,
         retry_after=answer.retry_after,
     )

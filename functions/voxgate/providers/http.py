@@ -6,34 +6,46 @@ which it can fail is one `ProviderError`.
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import email.utils
 import json
+import math
+import secrets
+import ssl
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Callable, Mapping, Set
+from dataclasses import dataclass, field, replace
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any, BinaryIO, Protocol
+from urllib.parse import quote
 
 import httpx
 
 from voxgate import __version__
 from voxgate.errors import FailureClass, ProviderError
-from voxgate.model import Capabilities, Transcript
+from voxgate.model import Capabilities, Exchange, Segment, Transcript, Word
 from voxgate.providers import Call, Secrets
 
-_MOST_ANSWER = 64 * 1024 * 1024
+_MOST_ANSWER = 4 * 1024 * 1024  # bytes, and for each second of the audio:
+_MOST_OF_A_SECOND = 4096
+_SMALL_ANSWER = 256 * 1024
 _MOST_WAIT = 24 * 3600
+_MOST_SHOWN = 64 * 1024
+_PIECE = 1024 * 1024
+# What an answer raises that has not the shape that it must have.
+MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WireRequest:
-    """A request without its audio. With `form` the audio is the part `file_field` after these fields;
+    """A request without its audio. With `form` the audio is the part `file` after these fields;
     without it the audio is the body. Without `with_file` the form says where the audio is."""
 
     path: str
     headers: Mapping[str, str] = field(default_factory=dict)
     query: tuple[tuple[str, str], ...] = ()
     form: tuple[tuple[str, str], ...] | None = None
-    file_field: str = "file"
     with_file: bool = True
 
 
@@ -57,7 +69,7 @@ class Adapter(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
-    """Seconds: for a connection, and from the end of the upload to the first byte of the answer."""
+    """Seconds: for a connection, and for the answer to begin, and then to go on."""
 
     connect: float = 5.0
     first_byte: float = 600.0
@@ -74,7 +86,7 @@ class HttpProvider:
         api_key: str,
         secrets: Secrets,
         timeouts: Timeouts,
-        transport: httpx.AsyncBaseTransport | None = None,
+        tls: ssl.SSLContext | bool = True,
     ) -> None:
         self._adapter = adapter
         self._api_key = api_key
@@ -83,11 +95,14 @@ class HttpProvider:
             base_url=base_url.rstrip("/") + "/",
             timeout=httpx.Timeout(timeouts.first_byte, connect=timeouts.connect, pool=timeouts.connect),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=30.0),
-            headers={"user-agent": f"voxgate/{__version__}"},
-            transport=transport,
+            # As it is: what is compressed could become any size before it is counted.
+            headers={"user-agent": f"voxgate/{__version__}", "accept-encoding": "identity"},
+            verify=tls,
             follow_redirects=False,
             trust_env=False,
         )
+        # A cookie would go from one customer's answer to the next one's request.
+        self._client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=()))
 
     async def capabilities(self) -> Capabilities | None:
         return None  # the catalogue says
@@ -99,18 +114,51 @@ class HttpProvider:
         request = self._adapter.build_request(call, key)
         answer = await self._exchange(request, call)
         try:
-            return self._adapter.parse_response(answer, call)
+            if len(answer.body) > _SMALL_ANSWER:  # which takes a while
+                return await asyncio.to_thread(self._understood, request, answer, call, key)
+            return self._understood(request, answer, call, key)
         except ProviderError as error:
             if error.failure is FailureClass.CREDENTIAL:
                 self._secrets.forget(self._api_key)  # it may have been rotated
+            if call.reference is not None and error.status == 400 and error.param in ("s3", "file"):
+                return await self.transcribe(replace(call, reference=None))  # it cannot fetch: it gets the bytes
             raise
-        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    def _understood(self, request: WireRequest, answer: WireAnswer, call: Call, key: str) -> Transcript:
+        if call.exchange is not None:
+            self._take_down(call.exchange, request, answer, call, key)
+        try:
+            return within(self._adapter.parse_response(answer, call), call.duration)
+        except ProviderError as error:
+            error.message = without(key, error.message)
+            if error.failure is FailureClass.CALLER_FAULT and not _of_customer(error.param, call):
+                error.failure = FailureClass.UNSUPPORTED  # it is about what we asked for
+            raise
+        except MALFORMED as error:
             raise ProviderError(
                 FailureClass.TRANSIENT, "The provider's answer is malformed.", status=answer.status
             ) from error
 
-    async def close(self) -> None:
-        await self._client.aclose()
+    def _take_down(self, exchange: Exchange, request: WireRequest, answer: WireAnswer, call: Call, key: str) -> None:
+        audio = {"name": call.file_name, "content_type": call.container.content_type, "bytes": call.audio.size}
+        url = self._client.base_url.join(request.path.lstrip("/")).copy_with(userinfo=b"", query=None)
+        exchange.request = without(
+            key,
+            {
+                "method": "POST",
+                "url": str(url),
+                "query": request.query,
+                "form": request.form,
+                "audio": {"s3": call.reference} if call.reference else audio,
+            },
+        )
+        try:
+            exchange.response = without(key, json_of(answer.body))
+        except (ValueError, RecursionError):
+            exchange.response = without(key, answer.body.decode(errors="replace"))[:_MOST_SHOWN]
 
     async def _exchange(self, request: WireRequest, call: Call) -> WireAnswer:
         status = None
@@ -118,7 +166,7 @@ class HttpProvider:
             response = await self._client.send(self._prepared(request, call), stream=True)
             try:
                 status = response.status_code
-                body = await _bounded(response)
+                body = await _bounded(response, _MOST_ANSWER + int(_MOST_OF_A_SECOND * call.duration))
             finally:
                 await response.aclose()
         except httpx.HTTPError as error:
@@ -128,43 +176,113 @@ class HttpProvider:
         return WireAnswer(status, body, retry_after(response.headers))
 
     def _prepared(self, request: WireRequest, call: Call) -> httpx.Request:
-        audio = call.audio.file
+        audio, content_type = call.audio.file, call.container.content_type
+        before = after = b""
+        if request.form is not None:
+            # Not httpx's own: it takes longer than all the rest of a request to write one.
+            boundary = secrets.token_hex(16)
+            parts = [_part(boundary, f'name="{_quoted(name)}"') + value.encode() for name, value in request.form]
+            if request.with_file:
+                file = f'name="file"; filename="{call.file_name}"\r\nContent-Type: {content_type}'
+                parts.append(_part(boundary, file))
+            before, after = b"\r\n".join(parts), f"\r\n--{boundary}--\r\n".encode()
+            content_type = f"multipart/form-data; boundary={boundary}"
+        size = len(before) + len(after) + (call.audio.size if request.with_file else 0)
         audio.seek(0)  # also on a retry: what was read to its end would be sent as nothing
-        # Relative, so that a base URL with a path keeps it.
-        url = request.path.lstrip("/")
-        headers = dict(request.headers)
-        if request.form is None:
-            headers |= {"content-type": call.container.content_type, "content-length": str(call.audio.size)}
-            return self._client.build_request(
-                "POST", url, params=list(request.query), headers=headers, content=_chunks(call)
-            )
-        data: dict[str, list[str]] = {}
-        for name, value in request.form:
-            data.setdefault(name, []).append(value)
-        files: dict[str, Any] = {request.file_field: (call.file_name, audio, call.container.content_type)}
-        if not request.with_file:
-            # A part without a file name is a field: the form stays multipart, as the service wants it.
-            files, data = {name: (None, values[0]) for name, values in data.items()}, {}
         return self._client.build_request(
-            "POST", url, params=list(request.query), headers=headers, data=data, files=files
+            "POST",
+            request.path.lstrip("/"),  # relative, so that a base URL with a path keeps it
+            params=list(request.query),
+            headers={**request.headers, "content-type": content_type, "content-length": str(size)},
+            content=_chunks(before, audio if request.with_file else None, after),
         )
 
 
-async def _chunks(call: Call) -> Any:
-    audio = call.audio.file
-    while chunk := audio.read(64 * 1024):
-        yield chunk
+def _part(boundary: str, disposition: str) -> bytes:
+    return f"--{boundary}\r\nContent-Disposition: form-data; {disposition}\r\n\r\n".encode()
 
 
-async def _bounded(response: httpx.Response) -> bytes:
+def _quoted(name: str) -> str:
+    """https://html.spec.whatwg.org/multipage/form-control-infrastructure.html#multipart-form-data"""
+    return name.replace("\r", "%0D").replace("\n", "%0A").replace('"', "%22")
+
+
+async def _chunks(before: bytes, audio: BinaryIO | None, after: bytes) -> AsyncIterator[bytes]:
+    """Few large pieces: a small upload is one write."""
+    while audio:
+        piece = audio.read(_PIECE)
+        if len(piece) < _PIECE:
+            before += piece
+            break
+        yield before + piece
+        before = b""
+    yield before + after
+
+
+async def _bounded(response: httpx.Response, most: int) -> bytes:
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ProviderError(
+            FailureClass.TRANSIENT, "The provider's answer is encoded, unasked.", status=response.status_code
+        )
     body = bytearray()
-    async for chunk in response.aiter_bytes():
+    async for chunk in response.aiter_raw():
         body += chunk
-        if len(body) > _MOST_ANSWER:
+        if len(body) > most:
             raise ProviderError(
                 FailureClass.TRANSIENT, "The provider's answer is too large.", status=response.status_code
             )
     return bytes(body)
+
+
+def within(transcript: Transcript, duration: float) -> Transcript:
+    """With no time outside of the audio, and none that ends before it begins."""
+
+    def words(some: tuple[Word, ...] | None) -> tuple[Word, ...] | None:
+        return some and tuple(placed(word) for word in some)
+
+    def placed(word: Word) -> Word:
+        start, end = _ordered(word.start, word.end, duration)
+        return word if (start, end) == (word.start, word.end) else replace(word, start=start, end=end)
+
+    def whole(segment: Segment) -> Segment:
+        start, end = _ordered(segment.start, segment.end, duration)
+        return replace(segment, start=start, end=end, words=words(segment.words))
+
+    segments = transcript.segments and tuple(map(whole, transcript.segments))
+    return replace(transcript, segments=segments, words=words(transcript.words))
+
+
+def _ordered(start: float, end: float, duration: float) -> tuple[float, float]:
+    start = min(start, duration)
+    return start, min(max(start, end), duration)
+
+
+def _of_customer(param: str | None, call: Call) -> bool:
+    """Whether a provider that finds fault with that field means the audio, or what the customer sent."""
+    request = call.request
+    sent: dict[str, object] = {
+        "language": request.language,
+        "prompt": request.prompt,
+        "temperature": request.temperature,
+    }
+    sent |= {"keywords": request.keywords, "context_bias": request.keywords, **request.extra}
+    return param in (None, "file") or bool(sent.get(param.removesuffix("[]")))
+
+
+def without(key: str, value: Any) -> Any:
+    """With the key removed from all of its texts, in whichever form providers repeat what they were sent."""
+    if isinstance(value, str):
+        for form in _forms(key) if key else ():
+            value = value.replace(form, "[removed]")
+        return value
+    if isinstance(value, dict):
+        return {without(key, name): without(key, part) for name, part in value.items()}
+    return [without(key, part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _forms(key: str) -> list[str]:
+    coded = [base64.b64encode(text.encode()).decode() for text in (key, f"Bearer {key}", f"Token {key}")]
+    return sorted({key, quote(key, safe=""), *coded}, key=len, reverse=True)
 
 
 def retry_after(headers: Mapping[str, str], clock: Callable[[], float] = time.time) -> int | None:
@@ -175,7 +293,7 @@ def retry_after(headers: Mapping[str, str], clock: Callable[[], float] = time.ti
     except ValueError:
         try:
             seconds = email.utils.parsedate_to_datetime(text).timestamp() - clock()
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return None
     if not 0 <= seconds < float("inf"):
         return None
@@ -183,23 +301,39 @@ def retry_after(headers: Mapping[str, str], clock: Callable[[], float] = time.ti
 
 
 def json_of(body: bytes) -> Any:
-    """Raises `ValueError`, also for NaN and Infinity, which Python reads and JSON has not."""
+    """Raises `ValueError`, also for NaN, Infinity and 1e999, which Python reads and JSON has not."""
 
     def no_number(text: str) -> float:
         raise ValueError(f"{text} is no JSON")
 
-    return json.loads(body, parse_constant=no_number)
+    def number(text: str) -> float:
+        return known if math.isfinite(known := float(text)) else no_number(text)
+
+    return json.loads(body, parse_constant=no_number, parse_float=number)
 
 
-def failure_of(status: int, *, code: str = "") -> FailureClass:
+def error_of(body: bytes) -> dict[str, Any]:
+    """What a refusal says, empty where it says nothing that can be read."""
+    try:
+        said = json_of(body)
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+_UNSUPPORTED = {"unsupported_format", "invalid_model", "unknown_model", "model_not_found"}
+_SPENT = {"insufficient_quota", "billing_hard_limit_reached"}
+
+
+def failure_of(status: int, codes: Set[str] = frozenset()) -> FailureClass:
     """What a status means, where its provider's documentation says nothing else."""
     if status in (401, 403):
         return FailureClass.CREDENTIAL
-    if status == 402 or code in ("insufficient_quota", "billing_hard_limit_reached"):
+    if status == 402 or codes & _SPENT:
         return FailureClass.QUOTA
     if status == 429:
         return FailureClass.RATE_LIMIT
-    if status in (404, 405, 413, 415, 501):
+    if status in (404, 405, 413, 415, 501) or codes & _UNSUPPORTED:
         return FailureClass.UNSUPPORTED  # this one cannot: another may know the model, or take the file
     if status in (400, 422):
         return FailureClass.CALLER_FAULT

@@ -7,14 +7,16 @@ https://docs.mistral.ai/api/endpoint/audio/transcriptions
 
 from __future__ import annotations
 
+import contextlib
 import math
+from dataclasses import replace
 from typing import Any
 
 from voxgate import languages
-from voxgate.errors import ProviderError
+from voxgate.errors import FailureClass, ProviderError
 from voxgate.model import Feature, Granularity, Logprob, ResponseFormat, Segment, Tokens, Transcript, Word
 from voxgate.providers import Call
-from voxgate.providers.http import WireAnswer, WireRequest, failure_of, json_of
+from voxgate.providers.http import MALFORMED, WireAnswer, WireRequest, error_of, failure_of, json_of
 
 _TIMED = (ResponseFormat.SRT, ResponseFormat.VTT, ResponseFormat.VERBOSE_JSON)
 
@@ -45,6 +47,8 @@ class OpenAIAdapter:
             fields.append(("include[]", "logprobs"))
         if deployment.response_format == "diarized_json":
             fields.append(("chunking_strategy", "auto"))  # needed over 30 s
+        elif Feature.DIARIZATION in features and Feature.DIARIZATION in request.required:
+            fields.append(("diarize", "true"))  # OVH
         fields += passed_on(call, fields)
         kind = "translations" if request.translate else "transcriptions"
         return WireRequest(path=f"audio/{kind}", headers=_bearer(api_key), form=tuple(fields))
@@ -73,12 +77,29 @@ class MistralAdapter(OpenAIAdapter):
         if request.temperature and Feature.TEMPERATURE in features:
             fields.append(("temperature", f"{request.temperature:g}"))
         if Feature.KEYWORDS in features:
-            bias = ["_".join(keyword.replace(",", " ").split()) for keyword in request.keywords]
-            fields += [("context_bias", keyword) for keyword in bias if keyword]
+            fields += [("context_bias", term) for term in map(_term, request.keywords) if term]
         if Feature.DIARIZATION in features and Feature.DIARIZATION in request.required:
             fields.append(("diarize", "true"))
         fields += passed_on(call, fields)
         return WireRequest(path="audio/transcriptions", headers=_bearer(api_key), form=tuple(fields))
+
+    def parse_response(self, answer: WireAnswer, call: Call) -> Transcript:
+        heard = super().parse_response(answer, call)
+        terms = {_term(keyword): keyword for keyword in call.request.keywords if "_" in _term(keyword)}
+
+        def spelled(text: str) -> str:
+            for term, keyword in terms.items():
+                text = text.replace(term, keyword)
+            return text
+
+        if not terms:
+            return heard
+        segments = heard.segments and tuple(replace(segment, text=spelled(segment.text)) for segment in heard.segments)
+        return replace(heard, text=spelled(heard.text), segments=segments)
+
+
+def _term(keyword: str) -> str:
+    return "_".join(keyword.replace(",", " ").split())
 
 
 def passed_on(call: Call, fields: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -99,20 +120,24 @@ def _bearer(api_key: str) -> dict[str, str]:
 
 
 def _failed(answer: WireAnswer) -> ProviderError:
-    message, code, param = "", "", None
-    try:
-        body = json_of(answer.body)
-        # OpenAI nests, Mistral is flat, FastAPI says `detail`, some say just a text.
-        error = body.get("error", body) if isinstance(body, dict) else {}
-        if isinstance(error, dict):
-            message = error.get("message") or error.get("detail") or ""
-            code, param = str(error.get("code") or error.get("type") or ""), error.get("param")
-        else:
-            message = error
-    except ValueError:
-        pass
+    body = error_of(answer.body)
+    # OpenAI nests, Mistral is flat, FastAPI says `detail`, some say just a text.
+    error = body.get("error", body)
+    codes, param = set[str](), None
+    message = error
+    if isinstance(error, dict):
+        message = error.get("message") or error.get("detail") or ""
+        codes, param = {str(error.get("code")), str(error.get("type"))}, error.get("param")
+    message = message.get("detail") if isinstance(message, dict) else message
+    with contextlib.suppress(LookupError, TypeError):  # FastAPI's: the first of what it found, and where
+        message, param = (message[0]["msg"], message[0]["loc"][-1]) if isinstance(message, list) else (message, param)
+    if param is None and "invalid_request_file" in codes:
+        param = "file"
+    failure = failure_of(answer.status, codes)
+    if failure is FailureClass.CALLER_FAULT and not body:
+        failure = FailureClass.UNSUPPORTED  # something between us refuses, or it is another service
     return ProviderError(
-        failure_of(answer.status, code=code),
+        failure,
         shown(message) or f"The provider answered {answer.status}.",
         status=answer.status,
         param=param if isinstance(param, str) else None,
@@ -128,12 +153,17 @@ def shown(message: object) -> str:
 
 def _transcript(body: dict[str, Any], call: Call) -> Transcript:
     segments = body.get("segments")
-    if segments is None and body.get("diarization"):
-        segments = body["diarization"]  # OVH
+    if body.get("diarization") and (segments is None or Feature.DIARIZATION in call.request.required):
+        segments = body["diarization"]  # OVH has who speaks apart from what is said
     if segments == [] and body["text"]:
         segments = None  # Mistral's way to say that none were asked for
     words = body.get("words")
+    if words == [] and body["text"]:
+        words = None  # OVH's
     spoken = body.get("language")
+    several = body.get("languages")
+    if spoken is None and isinstance(several, list) and len(several) == 1 and isinstance(several[0], dict):
+        spoken = several[0].get("code")  # gpt-transcribe may hear several
     return Transcript(
         text=text_of(body["text"]),
         duration=call.duration,
@@ -151,12 +181,12 @@ def _segment(value: dict[str, Any]) -> Segment:
         start=time_of(value["start"]),
         end=time_of(value["end"]),
         text=text_of(value["text"]),
-        seek=value.get("seek"),
-        tokens=tuple(value.get("tokens") or ()),
+        seek=_count(value.get("seek")),
+        tokens=tuple(map(int, value.get("tokens") or ())),
         temperature=number(value.get("temperature")),
         avg_logprob=number(value.get("avg_logprob")),
         compression_ratio=number(value.get("compression_ratio")),
-        no_speech_prob=number(value.get("no_speech_prob")),
+        no_speech_prob=share(value.get("no_speech_prob")),
         speaker=None if speaker is None else str(speaker),
     )
 
@@ -167,7 +197,7 @@ def _word(value: dict[str, Any]) -> Word:
         text_of(value.get("word", value.get("text"))),
         time_of(value["start"]),
         time_of(value["end"]),
-        number(confidence),
+        share(confidence),
     )
 
 
@@ -181,26 +211,33 @@ def _logprobs(values: Any) -> tuple[Logprob, ...] | None:
 
 
 def _tokens(usage: Any) -> Tokens | None:
-    if not isinstance(usage, dict):
-        return None
-    spent, made = (
-        usage.get("input_tokens", usage.get("prompt_tokens")),
-        usage.get("output_tokens", usage.get("completion_tokens")),
-    )
-    if spent is None or made is None:
-        return None
-    details = usage.get("input_token_details") or {}
-    return Tokens(int(spent), int(made), details.get("text_tokens"), details.get("audio_tokens"))
+    with contextlib.suppress(*MALFORMED):  # a transcript is one without it, too
+        spent = _count(usage.get("input_tokens", usage.get("prompt_tokens")))
+        made = _count(usage.get("output_tokens", usage.get("completion_tokens")))
+        details = usage.get("input_token_details") or usage.get("prompt_tokens_details") or {}
+        if spent is not None and made is not None:
+            return Tokens(spent, made, _count(details.get("text_tokens")), _count(details.get("audio_tokens")))
+    return None
 
 
 def text_of(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("a text is not text")
+    value.encode()  # half a surrogate pair is JSON, and no text
     return value
 
 
 def number(value: Any) -> float | None:
     return None if value is None else _finite(value)
+
+
+def share(value: Any) -> float | None:
+    """0 to 1."""
+    return None if value is None else min(max(_finite(value), 0.0), 1.0)
+
+
+def _count(value: Any) -> int | None:
+    return None if value is None else max(int(value), 0)
 
 
 def time_of(value: Any) -> float:

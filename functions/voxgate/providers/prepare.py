@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
+import threading
 from pathlib import Path
 from types import TracebackType
 
@@ -11,11 +12,15 @@ from voxgate.audio import UnusableAudio
 from voxgate.audio.sniff import OGG, Container
 from voxgate.catalog import Deployment
 from voxgate.errors import FailureClass, ProviderError
-from voxgate.model import TranscriptionRequest
+from voxgate.model import Exchange, TranscriptionRequest
 from voxgate.providers import Call
 from voxgate.receive import Upload
 from voxgate.staging import Staging, audio_key
+from voxgate.tasks import Threads, whole
 
+logger = logging.getLogger(__name__)
+
+_STAGING_SECONDS = 30.0
 _FLAC_BYTES = 24_000  # a second of speech at 16 kHz, with room
 
 
@@ -35,6 +40,8 @@ class Prepared:
         spool_dir: Path,
         staging: Staging | None = None,
         ids: tuple[str, str] = ("", ""),
+        exchange: Exchange | None = None,
+        threads: Threads | None = None,
     ) -> None:
         self.request = request
         self.audio = audio
@@ -43,7 +50,9 @@ class Prepared:
         self._spool_dir = spool_dir
         self._staging = staging
         self._ids = ids
-        self._reference: str | None = None
+        self._exchange = exchange
+        self._threads = threads or Threads("convert", 1)
+        self._staged: asyncio.Task[str | None] | None = None
         self._made: dict[Container, Upload] = {}
 
     async def __aenter__(self) -> Prepared:
@@ -52,32 +61,53 @@ class Prepared:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for upload in self._made.values():
-            upload.close()
-        if self._reference is not None and self._staging is not None:
-            await asyncio.shield(self._staging.remove(audio_key(*self._ids)))
+        try:
+            await whole(self._unstage())
+        finally:
+            for upload in self._made.values():
+                upload.close()
+
+    def begin(self, deployment: Deployment) -> None:
+        """Stage the audio for it if it takes a reference, beside whatever is done meanwhile."""
+        if self._staging is not None and deployment.provider.staged and self._staged is None:
+            self._staged = asyncio.create_task(self._stage(self._staging))
 
     async def call(self, deployment: Deployment) -> Call:
         """One attempt's call. Raises `ProviderError` (unsupported) where no file fits."""
         audio, container = await self._fitting(deployment)
-        reference = None
-        if deployment.provider.staged and self._staging is not None:
-            reference = await self._staged(self._staging)
+        self.begin(deployment)
+        # Also for one that takes no reference: both would read the same file.
+        reference = await asyncio.shield(self._staged) if self._staged is not None else None
         return Call(
             request=self.request,
             deployment=deployment,
             audio=audio,
             container=container,
             duration=self.duration,
-            reference=reference,
+            reference=reference if deployment.provider.staged and audio is self.audio else None,
+            exchange=self._exchange,
         )
 
-    async def _staged(self, staging: Staging) -> str:
-        if self._reference is None:
-            self._reference = await staging.put(
-                audio_key(*self._ids), self.audio.file, content_type=self.container.content_type
-            )
-        return self._reference
+    async def _stage(self, staging: Staging) -> str | None:
+        """The reference; None where the audio has to be sent."""
+        try:
+            async with asyncio.timeout(_STAGING_SECONDS):
+                return await staging.put(
+                    audio_key(*self._ids), self.audio.file, content_type=self.container.content_type
+                )
+        except Exception:  # whatever the network has: the bytes are still here
+            logger.exception("the audio cannot be staged")
+            return None
+
+    async def _unstage(self) -> None:
+        if self._staged is None or self._staging is None:
+            return
+        self._staged.cancel()
+        await asyncio.wait([self._staged])
+        try:
+            await self._staging.remove(audio_key(*self._ids))
+        except Exception:  # it goes by its age
+            logger.exception("staged audio cannot be removed")
 
     async def _fitting(self, deployment: Deployment) -> tuple[Upload, Container]:
         if _takes(deployment, self.container) and _fits(deployment, self.audio.size):
@@ -98,25 +128,23 @@ class Prepared:
         if target not in self._made:
             made = Upload(self._spool_dir)
             self._made[target] = made  # from here on it is closed at the end
-            work = asyncio.ensure_future(asyncio.to_thread(self._convert, target, made))
+            stop = threading.Event()
             try:
-                await asyncio.shield(work)
-            except asyncio.CancelledError:
-                await asyncio.wait([work])  # it writes a file that is closed after it
+                await self._threads.run(lambda: self._convert(target, made, stop), stop=stop.set)
+            except BaseException as error:
                 del self._made[target]
                 made.close()
+                if isinstance(error, UnusableAudio | OSError):  # another deployment may take it as it is
+                    raise ProviderError(FailureClass.UNSUPPORTED, "The audio cannot be converted.") from error
                 raise
-            except UnusableAudio as error:
-                raise ProviderError(FailureClass.CALLER_FAULT, str(error), param="file") from error
         return self._made[target]
 
-    def _convert(self, target: Container, made: Upload) -> None:
+    def _convert(self, target: Container, made: Upload, stop: threading.Event) -> None:
         from voxgate.audio.convert import convert
 
-        with made.path().open("r+b") as into, contextlib.ExitStack() as stack:
-            # Another position in the same file: an attempt that was given up may still be reading it.
-            source = stack.enter_context(self.audio.path().open("rb"))
-            convert(source, self.container, target, into, max_seconds=self.duration + 60)
+        # Another position in the same file: an attempt that was given up may still be reading it.
+        with self.audio.path().open("rb") as source, made.path().open("r+b") as into:
+            convert(source, self.container, target, into, max_seconds=self.duration + 60, stop=stop)
             made.size = into.seek(0, 2)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,8 @@ _MISSING_SECONDS = 10.0
 
 class StoredSecrets:
     """Implements `Secrets`. What Secrets Manager said is remembered for five minutes, so that a key that
-    is rotated there is used within them, or at once when the old one is refused."""
+    is rotated there is used within them, or, when the old one is refused, within ten seconds. While it does
+    not answer, what it said last stands."""
 
     def __init__(
         self,
@@ -32,37 +34,46 @@ class StoredSecrets:
         self._client: SecretsManagerClient | None = None
         self._clock = clock
         self._known: dict[str, tuple[float, str]] = {}
-        self._lock = asyncio.Lock()
+        self._forgotten: dict[str, float] = {}
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def get(self, reference: str) -> str:
         kind, _, name = reference.partition(":")
         if kind == "env":
             value = self._environ.get(name, "").strip()
         else:
-            async with self._lock:  # one look-up for all who wait for it
+            async with self._locks[name]:  # one look-up for all who wait for it
                 value = await self._stored(name)
         if not value:
             raise ProviderError(FailureClass.CREDENTIAL, f"There is no API key at '{reference}'.")
         return value
 
     def forget(self, reference: str) -> None:
-        self._known.pop(reference.removeprefix("secret:"), None)
+        name, now = reference.removeprefix("secret:"), self._clock()
+        if name in self._known and now >= self._forgotten.get(name, 0.0):
+            self._forgotten[name] = now + _MISSING_SECONDS
+            self._known[name] = (0.0, self._known[name][1])
 
     async def _stored(self, name: str) -> str:
         until, value = self._known.get(name, (0.0, ""))
         if self._clock() >= until:
-            value = await asyncio.to_thread(self._fetch, name)
-            self._known[name] = (self._clock() + (_SECONDS if value else _MISSING_SECONDS), value)
+            found = await asyncio.to_thread(self._fetch, name)
+            value = value if found is None else found
+            self._known[name] = (self._clock() + (_SECONDS if found else _MISSING_SECONDS), value)
         return value
 
-    def _fetch(self, name: str) -> str:
+    def _fetch(self, name: str) -> str | None:
+        """None where it does not answer; empty where there is nothing."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             self._client = self._client or self._make_client()
             return self._client.get_secret_value(SecretId=name).get("SecretString", "").strip()
-        except (ClientError, BotoCoreError):
-            return ""  # the provider counts as failing, and the next one is tried
+        except ClientError as error:
+            gone = error.response.get("Error", {}).get("Code") == "ResourceNotFoundException"
+            return "" if gone else None
+        except BotoCoreError:
+            return None
 
 
 def _new_client() -> SecretsManagerClient:

@@ -1,7 +1,7 @@
 """How each deployment fares: a circuit breaker, rate limits that are waited out, and its speed.
 
-A breaker opens when half of at least five attempts within 30 seconds failed, and keeps requests
-away for 15 seconds, then lets one through. That one closes it, or doubles the time, up to five
+A breaker opens when half of at least five attempts within 30 seconds failed, or five in a row, and keeps
+requests away for 15 seconds, then lets one through. That one closes it, or doubles the time, up to five
 minutes (Nygard, "Release It!": closed, open, half-open).
 """
 
@@ -20,6 +20,7 @@ _FIRST_PAUSE = 15.0
 _LONGEST_PAUSE = 300.0
 _PROBE_SECONDS = 60.0  # after which a probe that never ended is forgotten
 _DECAY = 0.2  # what the newest of the speeds counts
+_MEASURED_SECONDS = 300.0  # after which a speed is unknown again: who was slow once is not slow for ever
 
 BreakerState = Literal["closed", "open", "half-open", "rate-limited"]
 
@@ -32,6 +33,17 @@ class _Record:
     probing_until: float = 0.0
     limited_until: float = 0.0
     speed: float | None = None
+    measured: float = 0.0
+    failed_in_a_row: int = 0
+    openings: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One that has begun: after how many openings of the breaker, and whether it is the one probe."""
+
+    openings: int
+    probe: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,50 +76,56 @@ class Health:
         """Seconds that its rate limit is still to be waited out."""
         return max(self._of(deployment).limited_until - self._clock(), 0.0)
 
-    def begin(self, deployment: str) -> None:
-        """An attempt begins; with an open breaker it is the one probe."""
+    def begin(self, deployment: str) -> Attempt:
+        """An attempt begins; with an open breaker whose time is over it is the one probe."""
         record, now = self._of(deployment), self._clock()
-        if record.pause and now >= record.opened_until:
+        probe = record.pause > 0 and now >= record.opened_until and now >= record.probing_until
+        if probe:
             record.probing_until = now + _PROBE_SECONDS
+        return Attempt(record.openings, probe)
 
-    def succeeded(self, deployment: str, *, latency: float, duration: float) -> bool:
-        """Returns whether that closed the breaker. `latency` and `duration` are in seconds."""
-        record = self._of(deployment)
-        speed = latency / max(duration, 1.0)
-        record.speed = speed if record.speed is None else record.speed + _DECAY * (speed - record.speed)
-        record.outcomes.append((self._clock(), True))
-        was_open = record.pause > 0
-        if was_open:
+    def succeeded(self, deployment: str, attempt: Attempt, *, latency: float, duration: float) -> bool:
+        """Returns whether that closed the breaker, which an attempt from before it opened does not.
+        `latency` and `duration` are in seconds."""
+        record, now = self._of(deployment), self._clock()
+        speed, known = latency / max(duration, 1.0), self.speed(deployment)
+        record.speed = speed if known is None else known + _DECAY * (speed - known)
+        record.measured = now
+        record.outcomes.append((now, True))
+        record.failed_in_a_row = 0
+        closes = record.pause > 0 and attempt.openings == record.openings
+        if closes:
             record.outcomes.clear()
             record.pause = record.opened_until = record.probing_until = 0.0
-        return was_open
+        return closes
 
-    def failed(self, deployment: str) -> bool:
+    def failed(self, deployment: str, attempt: Attempt) -> bool:
         """Returns whether that opened the breaker."""
         record, now = self._of(deployment), self._clock()
         record.outcomes.append((now, False))
+        record.failed_in_a_row += 1
         if record.pause:
-            return (
-                self._open(record, now, min(record.pause * 2, _LONGEST_PAUSE)) if now >= record.opened_until else False
-            )
+            return attempt.probe and self._open(record, now, min(record.pause * 2, _LONGEST_PAUSE))
         attempts, failures = self._counts(record, now)
-        if attempts >= _FEWEST and failures >= attempts * _RATE:
+        if record.failed_in_a_row >= _FEWEST or (attempts >= _FEWEST and failures >= attempts * _RATE):
             return self._open(record, now, _FIRST_PAUSE)
         return False
 
-    def ended(self, deployment: str) -> None:
+    def ended(self, deployment: str, attempt: Attempt) -> None:
         """The attempt ended without saying anything about the deployment: given up, or the caller's fault."""
-        self._of(deployment).probing_until = 0.0
+        if attempt.probe:
+            self._of(deployment).probing_until = 0.0
 
-    def limited(self, deployment: str, seconds: float) -> None:
+    def limited(self, deployment: str, attempt: Attempt, seconds: float) -> None:
         """It asked to be left alone for so long, which is no failure."""
+        self.ended(deployment, attempt)
         record = self._of(deployment)
-        record.probing_until = 0.0
         record.limited_until = max(record.limited_until, self._clock() + seconds)
 
     def speed(self, deployment: str) -> float | None:
-        """Seconds for one of audio: a mean in which the latest counts most. None until measured."""
-        return self._of(deployment).speed
+        """Seconds for one of audio: a mean in which the latest counts most. None until measured, and later."""
+        record = self._of(deployment)
+        return record.speed if self._clock() < record.measured + _MEASURED_SECONDS else None
 
     def outages(self) -> dict[str, float]:
         """Which breakers are open, until when."""
@@ -121,6 +139,7 @@ class Health:
             record = self._of(name)
             if until > max(now, record.opened_until):
                 record.opened_until, record.pause = until, record.pause or _FIRST_PAUSE
+                record.openings += 1
 
     def report(self, deployment: str) -> Report:
         record, now = self._of(deployment), self._clock()
@@ -133,10 +152,12 @@ class Health:
             state = "half-open"
         elif now < record.limited_until:
             state, until = "rate-limited", record.limited_until
-        return Report(deployment, state, until, attempts, failures, record.speed)
+        return Report(deployment, state, until, attempts, failures, self.speed(deployment))
 
     def _open(self, record: _Record, now: float, pause: float) -> bool:
         record.pause, record.opened_until, record.probing_until = pause, now + pause, 0.0
+        record.openings += 1
+        record.failed_in_a_row = 0
         return True
 
     def _counts(self, record: _Record, now: float) -> tuple[int, int]:

@@ -6,14 +6,11 @@ that stored something removes it; what a dead one leaves behind goes by its age.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol, TypeVar
+from typing import BinaryIO, Protocol
 
-_T = TypeVar("_T")
 # ASCII without dot, slash and percent sign: no part can be `..`, hold a separator or need escaping.
 _PART = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _KEY = re.compile(rf"(?:staging|results)/{_PART.pattern}/{_PART.pattern}")
@@ -69,6 +66,15 @@ class Staging(Protocol):
     async def close(self) -> None: ...
 
 
+class References(Protocol):
+    async def fetch(self, reference: str, into: Callable[[bytes], object], *, limit: int) -> None:
+        """Hand on, piece by piece, the audio that a `put` of this deployment gave that reference.
+
+        Raises `ValueError` for a reference to anything else and for more than `limit` bytes, `KeyError`
+        where nothing is there any more.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class PresignedUpload:
     """A form that uploads once signed: POST to `url` all of `fields`, and the audio last, as `file`.
@@ -90,27 +96,3 @@ class Presigner(Protocol):
 
         Raises `ValueError` for `seconds` outside of 1..900 and for `max_bytes` below 1.
         """
-
-
-class Threads:
-    """Blocking work of both stores, beside whichever event loop asks for it."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="staging")
-
-    async def run(self, work: Callable[[], _T]) -> _T:
-        started = self._pool.submit(work)
-        done = asyncio.wrap_future(started)
-        try:
-            await asyncio.wait([done])
-        except asyncio.CancelledError:
-            # A thread cannot be stopped. Were it left behind, it would read a file that the request
-            # closes, and store the audio after the request has removed it.
-            done.add_done_callback(lambda future: future.cancelled() or future.exception())
-            if not started.cancel():
-                await asyncio.wait([done])
-            raise
-        return done.result()
-
-    async def close(self) -> None:
-        await asyncio.to_thread(self._pool.shutdown)

@@ -12,7 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from voxgate.staging import Threads, checked
+from voxgate.staging import checked
+from voxgate.tasks import Threads
 
 _PIECE = 1024 * 1024
 
@@ -23,7 +24,7 @@ class LocalStaging:
     def __init__(self, directory: Path, *, clock: Callable[[], float] = time.time) -> None:
         self._directory = directory.absolute()
         self._clock = clock
-        self._threads = Threads()
+        self._threads = Threads("staging", 8)
 
     async def put(self, key: str, content: BinaryIO | bytes, *, content_type: str = "application/octet-stream") -> str:
         await self._threads.run(lambda: self._put(key, io.BytesIO(content) if isinstance(content, bytes) else content))

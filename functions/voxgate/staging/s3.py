@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO, Literal, Required, TypedDict
 
-from voxgate.staging import PresignedUpload, Threads, audio_key, checked
+from voxgate.staging import PresignedUpload, audio_key, checked
+from voxgate.tasks import Threads
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+_PIECE = 1024 * 1024
 
 
 class _Encryption(TypedDict, total=False):
@@ -18,7 +23,7 @@ class _Encryption(TypedDict, total=False):
 
 
 class S3Staging:
-    """Implements `Staging` and `Presigner`. `prefix` goes before each key as it is.
+    """Implements `Staging`, `References` and `Presigner`. `prefix` goes before each key as it is.
 
     Needs `s3:ListBucket`: without it S3 says 403, not 404, of an object that is not there.
     """
@@ -31,7 +36,7 @@ class S3Staging:
         self._encryption: _Encryption = {"ServerSideEncryption": "AES256"}
         if kms_key_id:
             self._encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key_id}
-        self._threads = Threads()
+        self._threads = Threads("staging", 8)
 
     async def put(self, key: str, content: BinaryIO | bytes, *, content_type: str = "application/octet-stream") -> str:
         name = self._prefix + checked(key)
@@ -60,6 +65,25 @@ class S3Staging:
                 return body.read()
 
         return await self._threads.run(work)
+
+    async def fetch(self, reference: str, into: Callable[[bytes], object], *, limit: int) -> None:
+        root = f"s3://{self._bucket}/{self._prefix}"
+        key = checked(reference.removeprefix(root))
+        if not reference.startswith(root) or not key.startswith("staging/"):
+            raise ValueError(f"{reference[:200]!r} is no audio that is staged here.")
+
+        def work() -> None:
+            try:
+                found = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
+            except self._client.exceptions.NoSuchKey as error:
+                raise KeyError(f"There is nothing at '{reference}'.") from error
+            with contextlib.closing(found["Body"]) as body:
+                if found["ContentLength"] > limit:
+                    raise ValueError(f"'{reference}' is larger than {limit} bytes.")
+                while piece := body.read(_PIECE):
+                    into(piece)
+
+        await self._threads.run(work)
 
     async def remove(self, key: str) -> None:
         name = self._prefix + checked(key)

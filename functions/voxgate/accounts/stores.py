@@ -1,0 +1,75 @@
+"""What both stores do alike: work in threads, make records of what was kept, and miss what is not there."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import secrets
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from voxgate.accounts import Account, Entry, EntryKind, Hold, Key, RateLimits, Scope, Status, UsageRecord
+
+
+class Threaded(Protocol):
+    _threads: ThreadPoolExecutor
+
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_S = TypeVar("_S", bound=Threaded)
+_R = TypeVar("_R", Account, Key, Entry, UsageRecord)
+
+# What a field of that type is made with; DynamoDB gives 2.0 back as 2.
+_MADE: dict[str, Callable[[Any], Any]] = {
+    "EntryKind": EntryKind,
+    "RateLimits": lambda limits: RateLimits(**limits),
+    "Status": Status,
+    "float": float,
+    "frozenset[Scope]": lambda scopes: frozenset(map(Scope, scopes)),
+    "tuple[str, ...] | None": tuple,
+}
+
+
+def threaded(method: Callable[Concatenate[_S, _P], _T]) -> Callable[Concatenate[_S, _P], Coroutine[Any, Any, _T]]:
+    """Databases block, so a method with all of its calls is one job of its store's threads."""
+
+    @functools.wraps(method)
+    async def run(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        work = functools.partial(method, self, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    return run
+
+
+def restored(kind: type[_R], item: Mapping[str, Any]) -> _R:
+    """A record of what was kept of it; what is None there, or missing, is as the class has it."""
+    kept = {field.name: str(field.type) for field in dataclasses.fields(kind) if item.get(field.name) is not None}
+    return kind(**{name: _MADE[type_](item[name]) if type_ in _MADE else item[name] for name, type_ in kept.items()})
+
+
+def new_account(name: str, created: float, limits: RateLimits, budget: int | None) -> Account:
+    return Account(id=f"acct_{secrets.token_hex(8)}", name=name, created=int(created), limits=limits, budget=budget)
+
+
+def check_cost(hold: Hold, cost: int) -> None:
+    if not 0 <= cost <= hold.amount:
+        raise ValueError(f"A hold of {hold.amount} cannot be settled with {cost}.")
+
+
+def name_taken(name: str) -> ValueError:
+    return ValueError(f"There is an account named '{name}' already.")
+
+
+def key_taken(key: Key) -> ValueError:
+    return ValueError(f"There is a key '{key.id}' already, or one with the same hash.")
+
+
+def no_account(reference: str) -> KeyError:
+    return KeyError(f"There is no account '{reference}'.")
+
+
+def no_key(key_id: str) -> KeyError:
+    return KeyError(f"There is no key '{key_id}'.")
