@@ -22,7 +22,7 @@ settings = for_one_at_a_time(Settings.from_environment())
 def _made() -> Handler:
     """Connections, credentials, event loop, what is remembered of keys and providers: all of it new."""
     gateway = build_gateway(settings, build_store(settings))
-    return build_handler(build_application(gateway), asyncio.new_event_loop())
+    return build_handler(build_application(gateway), asyncio.new_event_loop(), gateway.metrics)
 
 
 _answer = _made()

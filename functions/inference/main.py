@@ -16,4 +16,4 @@ app = build_inference(
 )
 
 if __name__ == "__main__":
-    serve(app)
+    serve(app, drain_seconds=settings.drain_seconds)

@@ -13,4 +13,4 @@ gateway = build_gateway(settings, build_store(settings))
 app = AsgiApp(build_application(gateway), start=gateway.start, stop=gateway.close)
 
 if __name__ == "__main__":
-    serve(app)
+    serve(app, drain_seconds=settings.drain_seconds)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from voxgate.accounts import Account, Entry, EntryKind, Key, RateLimits, Scope, Status, Store, UsageRecord, keys
-from voxgate.accounts.reports import grouped, money, usage_json
+from voxgate.accounts.reports import difference, grouped, money, usage_json
 from voxgate.accounts.rules import day, dollars, midnight
 from voxgate.cache import LONGEST_TTL
 from voxgate.settings import Settings
@@ -347,7 +347,7 @@ async def _sweep(store: Store, arguments: Arguments) -> None:
 
 async def _audit(store: Store, arguments: Arguments) -> int:
     audited = await store.accounts()
-    differences = [found for account in audited if (found := await _difference(store, account))]
+    differences = [found for account in audited if (found := await difference(store, account))]
     lines = [
         f"'{d['name']}' ({d['account']}): the balance says ${d['balance']} and its entries ${d['entries']}; "
         f"${d['held']} are held and the holds are ${d['holds']}."
@@ -356,20 +356,6 @@ async def _audit(store: Store, arguments: Arguments) -> int:
     text = "\n".join(lines) or f"All {len(audited)} balances are the sums of their entries."
     _say(arguments, {"accounts": len(audited), "differences": differences}, text)
     return 1 if differences else 0
-
-
-async def _difference(store: Store, account: Account) -> dict[str, Any] | None:
-    """Between the balance and its entries. An account that is in use gets entries while it is looked
-    at: then the balance must lie within what those that are new can have made of it."""
-    before = {(entry.kind, entry.reference): entry.amount for entry in await store.entries(account.id)}
-    balance = await store.balance(account.id)
-    new = [entry.amount for entry in await store.entries(account.id) if (entry.kind, entry.reference) not in before]
-    entries, holds = sum(before.values()), sum(balance.holds.values())
-    least, most = (entries + sum(amount for amount in new if amount * sign > 0) for sign in (-1, 1))
-    if least <= balance.balance <= most and balance.held == holds and 0 <= balance.free <= balance.balance:
-        return None
-    amounts = {"balance": balance.balance, "entries": entries, "held": balance.held, "holds": holds}
-    return {"account": account.id, "name": account.name} | money(amounts)
 
 
 def _new_key(account_id: str, **given: Any) -> Key:

@@ -111,7 +111,8 @@ def _serve(arguments: Arguments) -> int:
         else:
             print(f"API key of the account 'local' ({settings.data_dir / 'api-key'}): {shown}", flush=True)
 
-    run(AsgiApp(build_application(gateway), start=start, stop=gateway.close), listening)
+    app = AsgiApp(build_application(gateway), start=start, stop=gateway.close)
+    run(app, listening, drain_seconds=settings.drain_seconds)
     return 0
 
 
@@ -138,7 +139,7 @@ def _inference(arguments: Arguments) -> int:
         spool_dir=make_spool(settings.spool_dir),
     )
     print(f"Inference with {model_name(settings)} listens at {url(listening)}", flush=True)
-    run(app, listening)
+    run(app, listening, drain_seconds=settings.drain_seconds)
     return 0
 
 

@@ -22,6 +22,7 @@ from voxgate.errors import (
     TooLarge,
     VoxgateError,
 )
+from voxgate.metrics import Metrics
 from voxgate.model import Transcript
 from voxgate.providers import Provider
 from voxgate.providers.prepare import Prepared
@@ -77,6 +78,7 @@ class Fallback:
         providers: Mapping[str, Provider],
         health: Health,
         outages: Outages | None,
+        metrics: Metrics | None = None,
         provider_timeout: float,
         request_timeout: float,
         uniform: Callable[[float, float], float] = random.uniform,
@@ -84,6 +86,7 @@ class Fallback:
         self._providers = providers
         self._health = health
         self._outages = outages
+        self._metrics = metrics or Metrics()
         self._asked = -math.inf
         self._provider_timeout = provider_timeout
         self._request_timeout = request_timeout
@@ -187,6 +190,7 @@ class Fallback:
         # Its words are not logged: a provider may quote what it heard.
         why = type(error.__cause__).__name__ if error.__cause__ else ""
         logger.warning("%s failed: %s (%s) %s", deployment.id, error.failure, error.status, why)
+        self._metrics.add("ProviderFailures", provider=deployment.provider.name)
         wait = None
         if attempt is not None and error.failure is FailureClass.RATE_LIMIT:
             wait = _LIMITED if error.retry_after is None else float(error.retry_after)

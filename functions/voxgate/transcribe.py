@@ -32,6 +32,7 @@ from voxgate.errors import (
 )
 from voxgate.fallback import Fallback, Outages, Served
 from voxgate.metering import Gate, Reply, Tab, fingerprint
+from voxgate.metrics import Metrics
 from voxgate.model import CacheHit, Capabilities, Exchange, Outcome, TranscriptionRequest
 from voxgate.multipart import Limits
 from voxgate.providers import Provider
@@ -81,6 +82,7 @@ class Transcriber:
         staging: Staging | None = None,
         references: References | None = None,
         cache: Cache | None = None,
+        metrics: Metrics | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._catalog = catalog
@@ -94,10 +96,12 @@ class Transcriber:
         self._staging = staging
         self._references = references
         self._cache = cache
+        self.metrics = metrics or Metrics()
         self._fallback = Fallback(
             providers=providers,
             health=health,
             outages=outages,
+            metrics=self.metrics,
             provider_timeout=provider_timeout,
             request_timeout=request_timeout,
         )
@@ -121,12 +125,14 @@ class Transcriber:
                 raise
 
     async def _serve(self, dialect: Dialect, incoming: Incoming, tab: Tab, upload: Upload) -> Reply:
-        form = await self._receive(dialect, incoming, upload)
+        with self.metrics.stage("receive"):
+            form = await self._receive(dialect, incoming, upload)
         request = dialect.parse(form.fields, form.files)
         models = self._models(request, tab.caller)
         tab.note(model=models[0].id, size=upload.size)
         keep = None if self._cache is None else ttl(incoming.headers, tab.caller.cache_seconds)
-        measured = await self._measure(dialect, upload, hashed=tab.replayable or keep is not None)
+        with self.metrics.stage("understand"):
+            measured = await self._measure(dialect, upload, hashed=tab.replayable or keep is not None)
         duration, account_id = measured.duration, tab.caller.account_id
         deployments = await self._choose(models, Asked(request, duration, upload.size))
         entry = None if keep is None else entry_id(request, measured.digest)
@@ -150,11 +156,13 @@ class Transcriber:
         ) as prepared:
             if served is None and not tab.replayable:  # that one may have its answer already
                 prepared.begin(deployments[0])
-            replayed = await tab.hold(most, tenths=started_tenths(duration), fingerprint=same)
+            with self.metrics.stage("hold"):
+                replayed = await tab.hold(most, tenths=started_tenths(duration), fingerprint=same)
             if replayed is not None:
                 return replayed
             if served is None:
-                served = await self._attempt(incoming, tab, prepared, deployments)
+                with self.metrics.stage("attempt"):
+                    served = await self._attempt(incoming, tab, prepared, deployments)
         outcome = Outcome(
             id=incoming.id,
             created=int(self._clock()),
@@ -211,7 +219,13 @@ class Transcriber:
             converted=outcome.converted or "",
         )
         cost = deployment.cost(duration, hit=outcome.hit is not None)
-        return await tab.settle(cost, Reply(headers, body.content))
+        with self.metrics.stage("settle"):
+            reply = await tab.settle(cost, Reply(headers, body.content))
+        self.metrics.add("AudioSeconds", deployment.billable(duration) / 10, provider=outcome.provider)
+        self.metrics.add("RevenueMicrodollars", cost, provider=outcome.provider)
+        if outcome.hit is None and deployment.upstream_price is not None:
+            self.metrics.add("CostMicrodollars", deployment.upstream_cost(duration), provider=outcome.provider)
+        return reply
 
     async def _receive(self, dialect: Dialect, incoming: Incoming, upload: Upload) -> Form:
         try:

@@ -21,6 +21,7 @@ from voxgate.catalog import Catalog, ProviderEntry, load
 from voxgate.engines.pool import EnginePool
 from voxgate.errors import InvalidSettings
 from voxgate.metering import Meter, sweep_forever
+from voxgate.metrics import Metrics
 from voxgate.multipart import Limits
 from voxgate.providers import Provider
 from voxgate.providers.secrets import StoredSecrets
@@ -50,6 +51,7 @@ class Gateway:
     staging: Staging
     providers: Mapping[str, Provider]
     pool: EnginePool | None
+    metrics: Metrics
     spool_dir: Path
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -57,6 +59,7 @@ class Gateway:
         if self.pool is not None:
             await self.pool.start()
         self.tasks.append(asyncio.create_task(sweep_forever(self.store, self.staging)))
+        self.tasks.append(asyncio.create_task(self.metrics.flush_forever()))
 
     async def close(self) -> None:
         for task in self.tasks:
@@ -86,6 +89,7 @@ def build_gateway(settings: Settings, store: Store, environ: Mapping[str, str] |
     authenticate = _authenticator(store, settings)
     staging = build_staging(settings)
     health = Health()
+    metrics = Metrics(settings.environment)
     # An upload, its transcription, and what is between: nothing is held for longer than both may take.
     meter = Meter(authenticate=authenticate, store=store, staging=staging, lease=2 * settings.request_timeout + 60)
     transcriber = Transcriber(
@@ -96,6 +100,7 @@ def build_gateway(settings: Settings, store: Store, environ: Mapping[str, str] |
         outages=store,
         staging=staging if settings.staging_bucket else None,
         cache=Cache(staging),
+        metrics=metrics,
         spool_dir=spool_dir,
         limits=Limits(),
         max_audio_seconds=settings.max_audio_seconds,
@@ -112,6 +117,7 @@ def build_gateway(settings: Settings, store: Store, environ: Mapping[str, str] |
         staging=staging,
         providers=providers,
         pool=pool,
+        metrics=metrics,
         spool_dir=spool_dir,
     )
 
@@ -183,7 +189,7 @@ def build_staging(settings: Settings) -> Staging:
     if settings.staging_bucket:
         from voxgate.staging.s3 import S3Staging
 
-        return S3Staging(settings.staging_bucket)
+        return S3Staging(settings.staging_bucket, kms_key_id=settings.staging_key)
     if settings.table:
         # A directory is one machine's: another could not give the answer again.
         raise InvalidSettings("VOXGATE_TABLE needs VOXGATE_STAGING_BUCKET beside it.")
@@ -198,7 +204,7 @@ def build_references(settings: Settings) -> S3Staging | None:
         return None
     from voxgate.staging.s3 import S3Staging
 
-    return S3Staging(settings.staging_bucket)
+    return S3Staging(settings.staging_bucket, kms_key_id=settings.staging_key)
 
 
 def _authenticator(store: Store, settings: Settings) -> Authenticator:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from voxgate.accounts import UsageRow
+from voxgate.accounts import Account, Store, UsageRow
 from voxgate.accounts.rules import dollars
 
 
@@ -39,3 +39,17 @@ def usage_json(row: UsageRow, by: tuple[str, ...]) -> dict[str, Any]:
     names = {"day": row.day, "key": row.key_id, "model": row.model}
     counts = {"requests": row.requests, "errors": row.errors, "seconds": row.seconds}
     return {name: names[name] for name in by} | counts | money({"cost": row.cost})
+
+
+async def difference(store: Store, account: Account) -> dict[str, Any] | None:
+    """Between the balance and its entries. An account that is in use gets entries while it is looked
+    at: then the balance must lie within what those that are new can have made of it."""
+    before = {(entry.kind, entry.reference): entry.amount for entry in await store.entries(account.id)}
+    balance = await store.balance(account.id)
+    new = [entry.amount for entry in await store.entries(account.id) if (entry.kind, entry.reference) not in before]
+    entries, holds = sum(before.values()), sum(balance.holds.values())
+    least, most = (entries + sum(amount for amount in new if amount * sign > 0) for sign in (-1, 1))
+    if least <= balance.balance <= most and balance.held == holds and 0 <= balance.free <= balance.balance:
+        return None
+    amounts = {"balance": balance.balance, "entries": entries, "held": balance.held, "holds": holds}
+    return {"account": account.id, "name": account.name} | money(amounts)

@@ -53,13 +53,15 @@ class ProviderEntry:
 class Deployment:
     """One provider's offer of a model. `price` is in micro-dollars a minute of audio, `minimum` the
     tenths of a second that a request is billed at least; `hit_price` is that of an answer out of the
-    cache. `features` and `languages` are None where the engine itself is asked. `speed` is the
-    seconds that it takes for one of audio, until that is measured."""
+    cache, and `upstream_price` what the provider charges, for the operator's own books. `features` and
+    `languages` are None where the engine itself is asked. `speed` is the seconds that it takes for one
+    of audio, until that is measured."""
 
     provider: ProviderEntry
     upstream_model: str
     price: int
     hit_price: int = 0
+    upstream_price: int | None = None
     minimum: int = 0
     quantized: bool = False
     features: frozenset[Feature] | None = None
@@ -81,6 +83,10 @@ class Deployment:
     def cost(self, duration: float, *, hit: bool = False) -> int:
         """Micro-dollars, rounded up to a whole one."""
         return -(-(self.hit_price if hit else self.price) * self.billable(duration) // 600)
+
+    def upstream_cost(self, duration: float) -> int:
+        """Micro-dollars, as far as it is known."""
+        return -(-(self.upstream_price or 0) * started_tenths(duration) // 600)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

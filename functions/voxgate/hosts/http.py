@@ -17,7 +17,8 @@ from typing import Any
 
 from voxgate import __version__
 from voxgate.dialects import Dialect
-from voxgate.errors import MethodNotAllowed, NotFound, VoxgateError
+from voxgate.errors import MethodNotAllowed, NotFound, ProviderUnavailable, VoxgateError
+from voxgate.metrics import Metrics
 from voxgate.transcribe import Incoming, Transcriber
 
 logger = logging.getLogger("voxgate")
@@ -111,10 +112,27 @@ def transcription(transcriber: Transcriber, dialect: Dialect) -> Handler:
 
     async def handle(request: Request) -> Response:
         incoming = Incoming(request.id, request.headers, request.body, request.content_length, request.told)
-        reply = await transcriber(dialect, incoming)
+        begun, code = time.perf_counter(), ""
+        try:
+            reply = await transcriber(dialect, incoming)
+        except BaseException as error:
+            code = error.code if isinstance(error, VoxgateError) else VoxgateError.code
+            raise
+        finally:
+            _count(transcriber.metrics, dialect, code, time.perf_counter() - begun)
         return Response(200, reply.headers, reply.content)
 
     return handle
+
+
+def _count(metrics: Metrics, dialect: Dialect, code: str, seconds: float) -> None:
+    """`code` is empty for what went well."""
+    metrics.add("Requests", contract=dialect.name)
+    metrics.add("Latency", seconds * 1000)
+    if code:
+        metrics.add("Errors", code=code)
+    if code == ProviderUnavailable.code:
+        metrics.add("ProviderUnavailable")
 
 
 async def health(request: Request) -> Response:

@@ -5,7 +5,9 @@ It knows no customers: it is for a private network, and answers whoever reaches 
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import subprocess
 from pathlib import Path
 
 from voxgate.accounts import Scope
@@ -18,6 +20,7 @@ from voxgate.hosts.asgi import AsgiApp
 from voxgate.hosts.http import Application, Request, Response, health, json_response, transcription
 from voxgate.hosts.reading import models
 from voxgate.metering import Unmetered
+from voxgate.metrics import Metrics
 from voxgate.multipart import Limits
 from voxgate.providers.embedded import EmbeddedProvider
 from voxgate.routing.health import Health
@@ -54,11 +57,18 @@ def build_inference(*, pool: EnginePool, model: str, settings: Settings, spool_d
             raise Overloaded("The model is being loaded.", retry_after=2)
         return json_response({"status": "ready"})
 
+    metrics = Metrics(settings.environment)
+    reporting: list[asyncio.Task[None]] = []
+
     async def start() -> None:
         # Serve at once: readiness, not the open port, says that the model is there.
         pool.begin()
+        if settings.environment:
+            reporting.append(asyncio.create_task(_report(metrics, provider)))
 
     async def stop() -> None:
+        for task in reporting:
+            task.cancel()
         await provider.close()
         if references is not None:
             await references.close()
@@ -75,6 +85,28 @@ def build_inference(*, pool: EnginePool, model: str, settings: Settings, spool_d
         }
     )
     return AsgiApp(application, start=start, stop=stop)
+
+
+async def _report(metrics: Metrics, provider: EmbeddedProvider) -> None:
+    """Each minute, what the number of machines is scaled by, zeroes too, and how busy this one is."""
+    while True:
+        metrics.add("QueuedAudioSeconds", provider.queued_seconds)
+        for name, percent in zip(("GpuUtilization", "GpuMemoryUtilization"), await _gpu(), strict=False):
+            metrics.add(name, percent)
+        metrics.flush()
+        await asyncio.sleep(60)
+
+
+async def _gpu() -> list[float]:
+    """The percentages of its time and of its memory that are in use; nothing where there is none."""
+    query = ("--query-gpu=utilization.gpu,memory.used,memory.total", "--format=csv,noheader,nounits")
+    try:
+        asked = await asyncio.create_subprocess_exec("nvidia-smi", *query, stdout=subprocess.PIPE)
+        said, _ = await asked.communicate()
+        busy, used, total = map(float, said.decode().partition("\n")[0].split(","))
+    except (OSError, ValueError):
+        return []
+    return [busy, 100 * used / total]
 
 
 async def _anyone(request: Request, scope: Scope | None) -> Caller:

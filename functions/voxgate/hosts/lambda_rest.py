@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pybase64
-from aws_lambda_powertools import Logger, Metrics
+from aws_lambda_powertools import Logger
 from aws_lambda_powertools.event_handler import APIGatewayRestResolver
 from aws_lambda_powertools.event_handler import Response as ApiResponse
-from aws_lambda_powertools.metrics import MetricUnit
 
 from voxgate.errors import InvalidInput, ProviderUnavailable, TooLarge
 from voxgate.hosts.gateway import build_application
 from voxgate.hosts.http import Application, Request, Response, error_response
+from voxgate.metrics import Metrics
 from voxgate.settings import Settings
 from voxgate.wiring import Gateway
 
@@ -34,10 +34,10 @@ Handler = Callable[[Event, Any], dict[str, Any]]
 _LARGEST_BODY = 6 * 1024 * 1024 - 64 * 1024
 
 
-def build_handler(application: Application, loop: asyncio.AbstractEventLoop) -> Handler:
+def build_handler(application: Application, loop: asyncio.AbstractEventLoop, metrics: Metrics | None = None) -> Handler:
     """The Lambda function's handler; `loop` runs the requests, one after the other."""
     logger = Logger(service="voxgate")
-    metrics = Metrics(namespace="Voxgate", service="api")
+    metrics = metrics or Metrics()
     resolver = APIGatewayRestResolver()
     seconds_left: float | None = None
 
@@ -45,7 +45,6 @@ def build_handler(application: Application, loop: asyncio.AbstractEventLoop) -> 
         event = resolver.current_event.raw_event
         response = loop.run_until_complete(_handle(application, event, seconds_left))
         response = _fitting(response, _headers(event).get("accept-encoding", ""))
-        metrics.add_metric(name=f"Status{response.status // 100}xx", unit=MetricUnit.Count, value=1)
         headers: dict[str, str | list[str]] = dict(response.headers)
         # All our bodies are UTF-8 text; what was compressed is bytes, which Powertools passes as base64.
         body = response.body if "content-encoding" in headers else response.body.decode()
@@ -59,13 +58,15 @@ def build_handler(application: Application, loop: asyncio.AbstractEventLoop) -> 
     resolver.not_found(lambda _: answer())
 
     @logger.inject_lambda_context(clear_state=True)
-    @metrics.log_metrics
     def handler(event: Event, context: Any) -> dict[str, Any]:
         remaining = getattr(context, "get_remaining_time_in_millis", None)
         # A second is kept back to say that time is up, rather than to be cut off in silence.
         nonlocal seconds_left
         seconds_left = max(remaining() / 1000 - 1.0, 0.1) if remaining else None
-        return resolver.resolve(event, context)
+        try:
+            return resolver.resolve(event, context)
+        finally:
+            metrics.flush()  # the process may be frozen from here on
 
     return handler
 
@@ -169,7 +170,7 @@ def invoke(gateway: Gateway, event: Event) -> dict[str, Any]:
     """Run the handler on one event in this process, and end what it started."""
     loop = asyncio.new_event_loop()
     try:
-        return build_handler(build_application(gateway), loop)(event, _LocalContext())
+        return build_handler(build_application(gateway), loop, gateway.metrics)(event, _LocalContext())
     finally:
         loop.run_until_complete(gateway.close())
         loop.close()

@@ -79,8 +79,8 @@ def _keep_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 32 * 1024 * 1024)
 
 
-def run(app: AsgiApp, listening: socket.socket) -> None:
-    """Serve until a signal says otherwise; a request under way has half a minute to finish."""
+def run(app: AsgiApp, listening: socket.socket, *, drain_seconds: int) -> None:
+    """Serve until a signal says otherwise; a request under way has `drain_seconds` to finish."""
     _keep_memory()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -94,13 +94,14 @@ def run(app: AsgiApp, listening: socket.socket) -> None:
         log_level=logging.WARNING,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=30,
+        # Longer than any load balancer keeps a connection: it must not send on one that we are closing.
+        timeout_keep_alive=620,
+        timeout_graceful_shutdown=drain_seconds,
     )
     uvicorn.Server(config).run(sockets=[listening])
 
 
-def serve(app: AsgiApp) -> None:
+def serve(app: AsgiApp, *, drain_seconds: int) -> None:
     """A container's whole life: `--host` and `--port` on the command line, until it is told to end."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--host", required=True)
@@ -108,4 +109,4 @@ def serve(app: AsgiApp) -> None:
     arguments = parser.parse_args()
     # uvicorn raises the signal again when it has finished, which would make of an orderly end a failure.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    run(app, bind(arguments.host, arguments.port))
+    run(app, bind(arguments.host, arguments.port), drain_seconds=drain_seconds)

@@ -14,25 +14,29 @@ class EmbeddedProvider:
     def __init__(self, *, pool: EnginePool, max_audio_seconds: float) -> None:
         self._pool = pool
         self._max_audio_seconds = max_audio_seconds
+        self.queued_seconds = 0.0  # of audio, waiting or at work
 
     async def capabilities(self) -> Capabilities:
         return (await self._pool.start()).capabilities
 
     async def transcribe(self, call: Call) -> Transcript:
         request = call.request
-        language, segments = await self._pool.recognize(
-            Job(
-                path=str(call.audio.path()),
-                container=call.container.demuxer,
-                max_seconds=self._max_audio_seconds,
-                language=request.language,
-                prompt=request.prompt,
-                temperature=request.temperature,
-                words=request.words,
-                translate=request.translate,
-                keywords=request.keywords,
-            )
+        job = Job(
+            path=str(call.audio.path()),
+            container=call.container.demuxer,
+            max_seconds=self._max_audio_seconds,
+            language=request.language,
+            prompt=request.prompt,
+            temperature=request.temperature,
+            words=request.words,
+            translate=request.translate,
+            keywords=request.keywords,
         )
+        self.queued_seconds += call.duration
+        try:
+            language, segments = await self._pool.recognize(job)
+        finally:
+            self.queued_seconds -= call.duration
         words = None
         if request.words:
             words = tuple(word for segment in segments for word in segment.words or ())

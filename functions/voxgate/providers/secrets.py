@@ -41,6 +41,8 @@ class StoredSecrets:
         kind, _, name = reference.partition(":")
         if kind == "env":
             value = self._environ.get(name, "").strip()
+            if value.startswith("secret:"):  # a deployment's variables name secrets, and hold none
+                return await self.get(value)
         else:
             async with self._locks[name]:  # one look-up for all who wait for it
                 value = await self._stored(name)
@@ -49,6 +51,8 @@ class StoredSecrets:
         return value
 
     def forget(self, reference: str) -> None:
+        if reference.startswith("env:"):
+            reference = self._environ.get(reference[4:], "").strip()
         name, now = reference.removeprefix("secret:"), self._clock()
         if name in self._known and now >= self._forgotten.get(name, 0.0):
             self._forgotten[name] = now + _MISSING_SECONDS
