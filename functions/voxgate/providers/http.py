@@ -27,7 +27,7 @@ from voxgate.errors import FailureClass, ProviderError
 from voxgate.model import Capabilities, Exchange, Segment, Transcript, Word
 from voxgate.providers import Call, Secrets
 
-_MOST_ANSWER = 4 * 1024 * 1024  # bytes, and for each second of the audio:
+_MOST_ANSWER = 8 * 1024 * 1024  # bytes, and for each second of the audio:
 _MOST_OF_A_SECOND = 4096
 _SMALL_ANSWER = 256 * 1024
 _MOST_WAIT = 24 * 3600
