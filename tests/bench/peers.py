@@ -138,7 +138,11 @@ def _bare() -> None:
         await gateway.start()
         print(url(listening), flush=True)
 
-    run(AsgiApp(build_application(gateway), start=start, stop=gateway.close), listening)
+    run(
+        AsgiApp(build_application(gateway), start=start, stop=gateway.close),
+        listening,
+        drain_seconds=settings.drain_seconds,
+    )
 
 
 async def _flood(url: str, rate: float, seconds: float, kind: str) -> None:

@@ -31,6 +31,9 @@ GIVEN: dict[str, tuple[str, object]] = {
     "key_concurrent_requests": ("2", 2),
     "table": ("voxgate", "voxgate"),
     "staging_bucket": ("voxgate-staging", "voxgate-staging"),
+    "staging_key": ("arn:aws:kms:eu-central-1:1:key/k", "arn:aws:kms:eu-central-1:1:key/k"),
+    "environment": ("prod", "prod"),
+    "drain_seconds": ("110", 110),
     "data_dir": ("/var/lib/voxgate", Path("/var/lib/voxgate")),
     "spool_dir": ("/var/tmp", Path("/var/tmp")),
 }
