@@ -126,6 +126,36 @@ def test_the_firewall_judges_no_body(each: Synthesized) -> None:
     } <= counted
 
 
+def test_what_the_groups_find_they_only_count_and_a_rule_of_ours_refuses_in_the_envelope(each: Synthesized) -> None:
+    acl = _firewall(each)
+    rules = {rule["Name"]: rule for rule in acl["Rules"]}
+    found = rules.pop("Found")
+    assert found["Priority"] > max(rule["Priority"] for rule in rules.values()), "after those whose labels it goes by"
+    labels = [one["LabelMatchStatement"] for one in found["Statement"]["OrStatement"]["Statements"]]
+    assert {label["Scope"] for label in labels} == {"LABEL"}
+    counting = {
+        override["Name"]
+        for rule in rules.values()
+        for override in rule["Statement"].get("ManagedRuleGroupStatement", {}).get("RuleActionOverrides", [])
+        if override["ActionToUse"] == {"Count": {}}
+    }
+    refused = {label["Key"].rsplit(":", 1)[-1].lower() for label in labels}
+    # As AWS names them: rule and label differ in their letters' case, and in this one's first word.
+    renamed = {"UserAgent_BadBots_HEADER": "badbots_header"}
+    blocked = {name for name in counting if renamed.get(name, name.lower()) in refused}
+    assert len(blocked) == len(labels) == 27
+    assert counting - blocked == {name for name in counting if name.endswith("_BODY")} | {"NoUserAgent_HEADER"}
+    namespaces = {label["Key"].rsplit(":", 1)[0] for label in labels}
+    groups = ("core-rule-set", "known-bad-inputs", "amazon-ip-list")
+    assert namespaces == {f"awswaf:managed:aws:{group}" for group in groups}
+    response = found["Action"]["Block"]["CustomResponse"]
+    assert response["ResponseCode"] == 403
+    body = acl["CustomResponseBodies"][response["CustomResponseBodyKey"]]
+    error = json.loads(body["Content"])["error"]
+    assert (list(error), error["code"]) == (["message", "type", "param", "code"], "permission_denied")
+    assert body["ContentType"] == "APPLICATION_JSON"
+
+
 def test_an_address_that_asks_too_often_is_told_so_in_the_envelope(each: Synthesized) -> None:
     acl = _firewall(each)
     (rate,) = [rule for rule in acl["Rules"] if "RateBasedStatement" in rule["Statement"]]
