@@ -50,7 +50,7 @@ class Ingress:
     fewest: int = 1
     most: int = 4
     requests_per_task: int = 100  # a minute, at which another task is started
-    idle_seconds: int = 600  # of a stream
+    idle_seconds: int = 600  # of a stream; a load balancer keeps none for longer than 4000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +106,10 @@ class Environment:
             if sizes is not None:
                 self._check(f"{name}.fewest", 0 <= sizes.fewest <= sizes.most, "0 to its 'most'")
                 self._check(f"{name}.most", sizes.most >= 1, "at least 1")
+        if self.ingress is not None:
+            # From none nothing brings back the first one: target tracking has no requests to count then.
+            self._check("ingress.fewest", self.ingress.fewest >= 1, "at least 1")
+            self._check("ingress.idle_seconds", 1 <= self.ingress.idle_seconds <= 4000, "1 to 4000")
         self._check(
             "alarm_email", self.alarm_email is not None or not self.production, "an address in production: who is paged"
         )

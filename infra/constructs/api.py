@@ -49,8 +49,13 @@ class Api(Construct):
             description="The five contracts' paths, for what fits into an event",
             memory=sizes.memory,
             timeout_seconds=sizes.timeout_seconds,
-            # Holds and places are leased for twice this and a minute: no longer than one can be here.
-            variables={**variables, "VOXGATE_REQUEST_TIMEOUT": str(sizes.timeout_seconds)},
+            variables={
+                "VOXGATE_ENVIRONMENT": environment.name,
+                "VOXGATE_EMBEDDED": "0",  # no recognizer in the layer
+                **variables,
+                # Holds and places are leased for twice this and a minute: no longer than one can be here.
+                "VOXGATE_REQUEST_TIMEOUT": str(sizes.timeout_seconds),
+            },
             reserved_concurrency=sizes.reserved_concurrency,
             network=network,
         )

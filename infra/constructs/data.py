@@ -144,20 +144,22 @@ class Data(Construct):
         # Without it S3 says 403, not 404, of an object that is not there. A condition on the prefix would
         # never hold for that: it is GetObject that is judged.
         _allow(role, ["s3:ListBucket"], [self.bucket.bucket_arn])
+        self._allow_key(role, "dynamodb", "Decrypt", "DescribeKey")
+        self._allow_key(role, "s3", "Decrypt", "GenerateDataKey")
         if self.secrets:
             _allow(role, ["secretsmanager:GetSecretValue"], [secret.secret_arn for secret in self.secrets.values()])
-        services = ["dynamodb", "s3", *(["secretsmanager"] if self.secrets else [])]
-        self._allow_key(role, ["Decrypt", "DescribeKey", "GenerateDataKey"], services)
+            self._allow_key(role, "secretsmanager", "Decrypt")
 
     def allow_sweeper(self, role: iam.IRole) -> None:
-        """Give back what died with its process."""
-        self._allow_table(role, "GetItem", "Query", "UpdateItem")
-        self._allow_key(role, ["Decrypt", "DescribeKey"], ["dynamodb"])
+        """Give back what died with its process, and read the whole ledger for the audit."""
+        self._allow_table(role, "BatchGetItem", "GetItem", "Query", "UpdateItem")
+        self._allow_key(role, "dynamodb", "Decrypt", "DescribeKey")
 
     def allow_inference(self, role: iam.IRole) -> None:
-        """Read the audio that a gateway has staged, and nothing else."""
+        """Read the audio that a gateway has staged, and nothing else: not the names of what there is, either, so
+        that what takes this process over, by the audio that it decodes, finds none but that."""
         self._allow_objects(role, "staging", "GetObject")
-        self._allow_key(role, ["Decrypt"], ["s3"])
+        self._allow_key(role, "s3", "Decrypt")
 
     def _allow_table(self, role: iam.IRole, *actions: str) -> None:
         _allow(role, [f"dynamodb:{action}" for action in actions], [self.table.table_arn])
@@ -181,15 +183,14 @@ class Data(Construct):
         return f"<{stack.get_logical_id(resource)}.Arn>"
 
     # DescribeKey: DynamoDB looks at the state of a table's key in the name of who reads the table.
-    def _allow_key(self, role: iam.IRole, actions: Sequence[str], services: Sequence[str]) -> None:
+    def _allow_key(self, role: iam.IRole, service: str, *actions: str) -> None:
+        """For that service alone, which uses the key in the role's name."""
         region = Stack.of(self).region
         role.add_to_principal_policy(
             iam.PolicyStatement(
                 actions=[f"kms:{action}" for action in actions],
                 resources=[self.key.key_arn],
-                conditions={
-                    "StringEquals": {"kms:ViaService": [f"{name}.{region}.amazonaws.com" for name in services]}
-                },
+                conditions={"StringEquals": {"kms:ViaService": f"{service}.{region}.amazonaws.com"}},
             )
         )
 

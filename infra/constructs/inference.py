@@ -181,6 +181,7 @@ class Inference(Construct):
             variables={
                 "VOXGATE_ENVIRONMENT": environment.name,
                 "VOXGATE_STAGING_BUCKET": data.bucket.bucket_name,
+                "VOXGATE_DRAIN_SECONDS": str(int(_DRAIN.to_seconds()) - 10),  # the rest is for its own end
                 "VOXGATE_WHISPER_MODEL": sizes.model,
                 "VOXGATE_WHISPER_DEVICE": "cuda",
                 "VOXGATE_WHISPER_COMPUTE_TYPE": "float16",

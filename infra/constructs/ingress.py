@@ -9,13 +9,11 @@ from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_ecr_assets as assets
 from aws_cdk import aws_ecs as ecs
 from aws_cdk import aws_elasticloadbalancingv2 as elbv2
-from aws_cdk import aws_iam as iam
 from constructs import Construct
 
 from infra.constructs import container
 from infra.constructs.data import Data
 from infra.constructs.network import Network
-from infra.constructs.rules import acknowledge
 from infra.environments import Environment
 from infra.environments import Ingress as Sizes
 
@@ -47,6 +45,7 @@ _CLOUDFRONT = {
 # A request may take this long in all (VOXGATE_REQUEST_TIMEOUT): so long a task that is to go keeps those
 # it has, before it is even told.
 _DRAIN = cdk.Duration.seconds(600)
+_STOP = 120  # seconds from being told to being killed: the most that Fargate gives
 _BUSY_CPU = 60  # percent, at which another task is started
 
 
@@ -77,11 +76,13 @@ class Ingress(Construct):
                 **data.variables,
                 "VOXGATE_CATALOG": environment.catalog,
                 "VOXGATE_INFERENCE_URL": inference_url,
+                "VOXGATE_EMBEDDED": "0",  # no recognizer in this image
+                "VOXGATE_DRAIN_SECONDS": str(_STOP - 10),
                 **variables,
             },
         )
         self.task_role = task.task_role
-        self._permit(data)
+        data.allow_gateway(self.task_role)
         self.service = self._service(task, network)
         self._balance_and_scale(sizes)
 
@@ -127,14 +128,9 @@ class Ingress(Construct):
             image=container.image("ingress", platform=assets.Platform.LINUX_ARM64),
             group=self.log_group,
             variables=variables,
-            stop_timeout=cdk.Duration.seconds(120),  # the most that Fargate gives
+            stop_timeout=cdk.Duration.seconds(_STOP),
         )
         return task
-
-    def _permit(self, data: Data) -> None:
-        data.allow_gateway(self.task_role)
-        self.task_role.add_to_principal_policy(iam.PolicyStatement(actions=["xray:PutTraceSegments"], resources=["*"]))
-        acknowledge(self.task_role, "IAM5", "xray:PutTraceSegments knows no resource.", "Resource::*")
 
     def _service(self, task: ecs.FargateTaskDefinition, network: Network) -> ecs.FargateService:
         cluster = ecs.Cluster(self, "Cluster", vpc=network.vpc, container_insights_v2=ecs.ContainerInsights.ENHANCED)

@@ -34,7 +34,7 @@ _BELOW = cloudwatch.ComparisonOperator.LESS_THAN_THRESHOLD
 
 class Observability(Construct):
     """Alarms page for what customers feel, or for money; each says what it means, and docs/operations.md
-    what to do. Where nothing is called nothing is wrong: missing data is fine, but for the sweeper's."""
+    what to do. Where nothing is called nothing is wrong: missing data is fine, but of what runs on a schedule."""
 
     def __init__(
         self,
@@ -153,6 +153,16 @@ class Observability(Construct):
             "The audit found a balance that is not the sum of its entries.",
             reported(self._environment, "LedgerDifference", statistic="Maximum", minutes=5),
             threshold=0,
+        )
+        self._alarm(
+            "AuditLate",
+            "The ledger's audit, due each day, has not ended for a day and a half: nobody knows whether the balances "
+            "are right.",
+            reported(self._environment, "LedgerDifference", statistic="SampleCount", minutes=12 * 60),
+            threshold=1,
+            operator=_BELOW,
+            periods=3,
+            missing=cloudwatch.TreatMissingData.BREACHING,
         )
         self._alarm(
             "SweeperLate",

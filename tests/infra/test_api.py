@@ -145,9 +145,25 @@ def test_in_the_network_the_function_reaches_https_and_the_inference_service_alo
 
 
 def test_the_sweeper_comes_every_minute_and_ends_before_the_next(each: Synthesized) -> None:
-    (rule,) = [one for one in each.properties("Events::Rule") if "Sweeper" in json.dumps(one)]
+    rule = each.one("Events::Rule", name="SweeperSchedule")
     assert (rule["ScheduleExpression"], rule["State"]) == ("rate(1 minute)", "ENABLED")
+    assert "Input" not in rule["Targets"][0]
     assert each.one("Lambda::Function", name="SweeperHost")["Timeout"] < 60
+
+
+def test_the_ledger_is_audited_every_day_and_once_more_where_that_fails(each: Synthesized) -> None:
+    rule = each.one("Events::Rule", name="SweeperAudit")
+    assert (rule["ScheduleExpression"], rule["State"]) == ("cron(17 3 * * ? *)", "ENABLED")
+    (target,) = rule["Targets"]
+    assert json.loads(target["Input"]) == {"task": "audit"}
+    assert target["RetryPolicy"]["MaximumRetryAttempts"] == 2
+
+
+def test_each_host_says_whose_metrics_it_reports_and_has_no_recognizer_of_its_own(each: Synthesized) -> None:
+    for name in ("ApiHost", "SweeperHost"):
+        variables = each.one("Lambda::Function", name=name)["Environment"]["Variables"]
+        assert variables["VOXGATE_ENVIRONMENT"] == each.environment.name
+        assert variables.get("VOXGATE_EMBEDDED") == ("0" if name == "ApiHost" else None)
 
 
 def test_a_release_goes_to_a_tenth_first_and_is_taken_back_by_alarms_in_production(prod: Synthesized) -> None:

@@ -89,6 +89,8 @@ def test_a_task_is_given_work_once_its_model_is_loaded_and_finishes_it_before_it
     assert set_to["load_balancing.algorithm.type"] == "least_outstanding_requests"
     assert set_to["deregistration_delay.timeout_seconds"] == "600"
     assert container()["StopTimeout"] == 600
+    told = {entry["Name"]: entry["Value"] for entry in container()["Environment"]}
+    assert int(told["VOXGATE_DRAIN_SECONDS"]) == 590  # it ends by itself, before it is killed
     assert template.one("ECS::Service", "Inference")["HealthCheckGracePeriodSeconds"] >= 300
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -66,6 +67,21 @@ def test_the_cli_of_cdk_synthesizes_by_the_command_in_cdk_json(tmp_path: Path) -
         check=True,
     )
     assert (tmp_path / "Voxgate-staging-Service.template.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "what"),
+    [
+        ("fewest", 0, r"ingress\.fewest must be at least 1"),
+        ("idle_seconds", 4001, r"ingress\.idle_seconds must be 1 to 4000"),
+        ("idle_seconds", 0, r"ingress\.idle_seconds must be 1 to 4000"),
+    ],
+)
+def test_an_ingress_that_cannot_work_is_refused_when_it_is_written_down(field: str, value: int, what: str) -> None:
+    sizes = ENVIRONMENTS["prod"].ingress
+    assert sizes is not None
+    with pytest.raises(InvalidEnvironment, match=what):
+        dataclasses.replace(ENVIRONMENTS["prod"], ingress=dataclasses.replace(sizes, **{field: value}))
 
 
 def test_every_environment_can_be_named_for_a_synthesis() -> None:
