@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -41,8 +42,14 @@ class Synthesized:
 
 
 def synthesize(environment: Environment, directory: Path) -> Synthesized:
-    """Without the dependency layer, which takes a minute."""
-    build(environment, outdir=directory, bundle=False).synth()
+    """Without the dependency layer, which takes a minute. What is there already is read."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with directory.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker's may be on its way
+        whole = directory.with_suffix(".whole")
+        if not whole.exists():
+            build(environment, outdir=directory, bundle=False).synth()
+            whole.touch()
     files = {stack: directory / f"Voxgate-{environment.name}-{stack}.template.json" for stack in STACKS}
     return Synthesized(
         environment, directory, {stack: json.loads(file.read_text(encoding="utf-8")) for stack, file in files.items()}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import pytest
 
@@ -10,8 +11,10 @@ from synthesized import Synthesized, synthesize
 
 @pytest.fixture(scope="session")
 def environments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Synthesized]:
-    """All of them: the first takes some seconds, for jsii's start, and the others one each."""
-    directory = tmp_path_factory.mktemp("cdk")
+    """All of them: the first takes some seconds, for jsii's start, and the others one each. Where there are
+    several workers, whose directories are beside each other, the first one makes them for all."""
+    own = tmp_path_factory.getbasetemp()
+    directory = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "cdk"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CDK_DOCKER", "/nowhere/docker")  # nothing may ask for it
         return {
