@@ -119,7 +119,8 @@ class Fallback:
                 pause = self._uniform(*_PAUSE) if retry else 0.0
                 if clock() + pause >= until:
                     break
-                await asyncio.sleep(pause)
+                if retry:  # else nothing may come between the look at the breaker and the attempt
+                    await asyncio.sleep(pause)
                 attempts += 1
                 attempted(attempts)
                 outcome = await self._attempt(prepared, deployment, until, attempts)

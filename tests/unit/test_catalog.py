@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from dataclasses import fields
 from pathlib import Path
 
@@ -157,27 +158,95 @@ def test_what_a_deployment_offers_is_its_kinds_usual(tmp_path: Path) -> None:
     assert found["here"].features is None, "the engine itself is asked"
 
 
+ADDRESS = 'base_url = "https://s.example"'
+WIRES = {
+    "openai": f'kind = "openai"\n{ADDRESS}',
+    "mistral": f'kind = "openai"\nflavor = "mistral"\n{ADDRESS}',
+    "deepgram": f'kind = "deepgram"\n{ADDRESS}',
+    "inference": f'kind = "inference"\n{ADDRESS}',
+}
+# Of these the adapter would not ask its provider.
+IMPOSSIBLE = {
+    ("mistral", Feature.TRANSLATION), ("deepgram", Feature.TRANSLATION), ("mistral", Feature.LOGPROBS),
+    ("deepgram", Feature.LOGPROBS), ("inference", Feature.LOGPROBS), ("deepgram", Feature.STREAMING),
+}  # fmt: skip
+
+
+def single(wire: str, more: str = "") -> str:
+    """A catalogue of one deployment, with more in its entry."""
+    offer = f'{{ provider = "s", upstream_model = "u", price_per_minute = "1"{more} }}'
+    return f"[providers.s]\n{wire}\n[models.m]\ndeployments = [{offer}]\n"
+
+
+def refusal(directory: Path, text: str, **environ: str) -> str:
+    """What is said after the file's name."""
+    with pytest.raises(InvalidCatalog) as caught:
+        read(directory, text, **environ)
+    return str(caught.value).removeprefix(f"{directory / 'catalog.toml'}: ")
+
+
+@pytest.mark.parametrize("wire", list(WIRES))
 @pytest.mark.parametrize("feature", list(Feature))
-@pytest.mark.parametrize("has", ["true", "false"])
-def test_each_feature_can_be_declared_and_denied(tmp_path: Path, feature: Feature, has: str) -> None:
-    entry = 'upstream_model = "s", '
-    declared = offers(read(tmp_path, RICH.replace(entry, f"{entry}{feature.value} = {has}, ")))["stored"].features
-    usual = frozenset({Feature.SEGMENTS, Feature.WORDS, Feature.LANGUAGE})
-    assert declared == (usual | {feature} if has == "true" else usual - {feature})
+def test_each_feature_can_be_declared_where_its_adapter_can_and_denied(
+    tmp_path: Path, feature: Feature, wire: str
+) -> None:
+    usual = read(tmp_path, single(WIRES[wire])).find("m").deployments[0].features
+    denied = read(tmp_path, single(WIRES[wire], f", {feature} = false")).find("m").deployments[0].features
+    assert usual is not None
+    assert denied == usual - {feature}
+    declared = single(WIRES[wire], f", {feature} = true")
+    if (wire, feature) in IMPOSSIBLE:
+        said = refusal(tmp_path, declared)
+        assert said.startswith(f"models.m.deployments[0].{feature}: leave it out: '{feature}' is for ")
+        assert said.endswith(f" alone, not {wire}.")
+    else:
+        assert read(tmp_path, declared).find("m").deployments[0].features == usual | {feature}
+
+
+@pytest.mark.parametrize("address", ["", 'base_url = "env:URL"'])
+def test_the_engine_of_this_process_says_itself_what_it_can(tmp_path: Path, address: str) -> None:
+    """The same entry serves both: what is said of it holds once it has an address."""
+    text = single(f'kind = "inference"\n{address}', ", words = true, translation = false")
+    assert read(tmp_path, text).find("m").deployments[0].features is None
+
+
+def test_what_another_machines_engine_can_is_for_the_catalogue_to_say(tmp_path: Path) -> None:
+    text = single('kind = "inference"\nbase_url = "env:URL"', ', words = false, languages = ["de"]')
+    deployment = read(tmp_path, text, URL="http://gpu").find("m").deployments[0]
+    assert deployment.features is not None
+    assert Feature.WORDS not in deployment.features
+    assert deployment.languages == frozenset({"de"})
 
 
 @pytest.mark.parametrize(
     "container", [sniff.WAV, sniff.FLAC, sniff.MP3, sniff.AAC, sniff.MP4, sniff.OGG, sniff.WEBM, sniff.MPEG]
 )
 def test_a_container_has_the_name_that_sniffing_gives_it(tmp_path: Path, container: sniff.Container) -> None:
-    text = RICH.replace('"flac", "ogg"', f'"{container.name}"')
-    assert offers(read(tmp_path, text, PAID_KEY="k"))["paid"].containers == frozenset({container.name})
+    for made in TARGETS:
+        text = RICH.replace('"flac", "ogg"', f'"{container.name}", "{made.name}"')
+        assert offers(read(tmp_path, text, PAID_KEY="k"))["paid"].containers == frozenset({container.name, made.name})
+    alone = RICH.replace('"flac", "ogg"', f'"{container.name}"')
+    if container in TARGETS:
+        assert offers(read(tmp_path, alone, PAID_KEY="k"))["paid"].containers == frozenset({container.name})
+    else:
+        said = f"{RICHEST}.containers: add flac or ogg: other audio is converted to them."
+        assert refusal(tmp_path, alone, PAID_KEY="k") == said
 
 
+@pytest.mark.parametrize("wire", list(WIRES))
 @pytest.mark.parametrize("kind", ["json", "verbose_json", "diarized_json"])
-def test_a_response_format_is_one_that_can_be_read(tmp_path: Path, kind: str) -> None:
-    text = RICH.replace('response_format = "json"', f'response_format = "{kind}"')
-    assert offers(read(tmp_path, text, PAID_KEY="k"))["paid"].response_format == kind
+def test_a_response_format_is_one_that_can_be_read(tmp_path: Path, kind: str, wire: str) -> None:
+    text = single(WIRES[wire], f', response_format = "{kind}"')
+    if kind == "diarized_json" and wire != "openai":
+        said = f"models.m.deployments[0].response_format: leave it out: '{kind}' is for openai alone, not {wire}."
+        assert refusal(tmp_path, text) == said
+    else:
+        assert read(tmp_path, text).find("m").deployments[0].response_format == kind
+
+
+def test_a_speed_may_be_a_whole_number(tmp_path: Path) -> None:
+    speed = offers(read(tmp_path, RICH.replace("speed = 0.05", "speed = 1"), PAID_KEY="k"))["paid"].speed
+    assert (speed, type(speed)) == (1.0, float)
 
 
 # --- money -------------------------------------------------------------------------------------
@@ -199,6 +268,68 @@ def test_a_request_is_billed_by_the_tenth_and_at_least_the_minimum(
 ) -> None:
     paid = offers(read(tmp_path, RICH, PAID_KEY="k"))["paid"]
     assert (paid.billable(duration), paid.cost(duration), paid.cost(duration, hit=True)) == (billed, cost, hit)
+
+
+def test_a_price_is_at_most_a_thousand_dollars_a_minute(tmp_path: Path) -> None:
+    most = RICH.replace('"0.006"', '"1000"')
+    assert offers(read(tmp_path, most, PAID_KEY="k"))["paid"].price == 10**9
+    said = refusal(tmp_path, most.replace('"1000"', '"1000.000001"'))
+    assert said == f"{RICHEST}.price_per_minute: must be less than or equal to 1000, not '1000.000001'."
+
+
+def test_a_hit_costs_at_most_what_is_no_hit(tmp_path: Path) -> None:
+    same = RICH.replace('hit_price_per_minute = "0.0001"', 'hit_price_per_minute = "0.006"')
+    assert offers(read(tmp_path, same, PAID_KEY="k"))["paid"].hit_price == 6000
+    said = refusal(tmp_path, same.replace('hit_price_per_minute = "0.006"', 'hit_price_per_minute = "0.006001"'))
+    assert said == f"{RICHEST}.hit_price_per_minute: must be at most price_per_minute, 0.006, not 0.006001."
+
+
+def test_a_minimum_is_at_most_a_day(tmp_path: Path) -> None:
+    assert offers(read(tmp_path, RICH.replace('"9.5"', '"86400"'), PAID_KEY="k"))["paid"].minimum == 864_000
+    said = refusal(tmp_path, RICH.replace('"9.5"', '"86400.1"'))
+    assert said == f"{RICHEST}.minimum_seconds: must be less than or equal to 86400, not '86400.1'."
+
+
+# --- names -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a", "A-1", "eu.west_2", "0"])
+def test_a_providers_name_is_fit_for_a_header_and_a_path(tmp_path: Path, name: str) -> None:
+    text = GOOD.replace("providers.far", f'providers."{name}"').replace('"far"', f'"{name}"')
+    assert read(tmp_path, text).find(f"{name}/whisper-1").deployments[0].provider.name == name
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a b", " a", "é", "a:b", "a\\n", "a\\r\\nx-evil: 1"])
+def test_another_providers_name_is_refused(tmp_path: Path, name: str) -> None:
+    said = refusal(tmp_path, GOOD.replace("providers.far", f'providers."{name}"').replace('"far"', f'"{name}"'))
+    assert said.startswith("providers.")
+    assert said.endswith(f"the name '{name}' must be of ASCII letters, digits, '.', '_' and '-'.")
+
+
+NAMED = [("models.whisper-1]", 'models."{}"]'), ('"lmp"', '"{}"'), ('upstream_model = "one"', 'upstream_model = "{}"')]
+
+
+@pytest.mark.parametrize("named", NAMED, ids=["model", "alias", "upstream-model"])
+@pytest.mark.parametrize("name", ["", " a", "a ", " ", "é", "a\\tb", "a\\n", "a\\u007f"])
+def test_a_model_without_a_printable_name_is_refused(tmp_path: Path, named: tuple[str, str], name: str) -> None:
+    said = refusal(tmp_path, GOOD.replace(named[0], named[1].format(name)))
+    assert said.startswith("models.")
+    assert said.endswith(" must be printable ASCII with no space at its ends.")
+
+
+@pytest.mark.parametrize("named", NAMED, ids=["model", "alias", "upstream-model"])
+@pytest.mark.parametrize("name", ["a", "org/model", "far/other", "Large v3 (turbo)", "~"])
+def test_a_models_name_may_have_a_slash_and_a_space_in_it(tmp_path: Path, named: tuple[str, str], name: str) -> None:
+    catalog = read(tmp_path, GOOD.replace(named[0], named[1].format(name)))
+    upstream = [d.upstream_model for model in catalog.models.values() for d in model.deployments]
+    assert name in [*catalog.models, *catalog.find("large").aliases, *upstream]
+
+
+def test_the_same_deployment_twice_in_a_model_is_refused(tmp_path: Path) -> None:
+    twice = GOOD.replace('provider = "self", upstream_model = "large-v3"', 'provider = "far", upstream_model = "big"')
+    said = refusal(tmp_path, twice)
+    assert said == "models.whisper-large-v3.deployments[1].upstream_model: 'far/big' is given twice."
+    assert read(tmp_path, GOOD.replace('"one"', '"big"')).offers["far/big"].keys() == {"whisper-large-v3", "whisper-1"}
 
 
 # --- keys --------------------------------------------------------------------------------------
@@ -277,7 +408,66 @@ def test_a_key_in_the_file_is_refused_and_not_repeated(tmp_path: Path, text: str
         read(tmp_path, RICH.replace("env:PAID_KEY", text))
     assert str(caught.value).startswith(f"{tmp_path / 'catalog.toml'}: providers.paid.api_key: ")
     assert "'env:NAME' or 'secret:ID'" in str(caught.value)
-    assert "0123456789" not in str(caught.value)
+    assert "0123456789" not in "".join(traceback.format_exception(caught.value)), "a host may log what it comes from"
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        ('api_key = "env:PAID_KEY"', 'apikey = "sk-0123456789"'),
+        ('api_key = "env:PAID_KEY"', 'api_key = ["sk-0123456789"]'),
+        ("https://paid.example/v1", "https://user:sk-0123456789@paid.example/v1"),
+        ("https://paid.example/v1", "https://paid.example/v1?key=sk-0123456789"),
+        ("https://paid.example/v1", "https://paid.example:sk-0123456789/v1"),
+    ],
+)
+def test_a_key_in_another_place_is_not_repeated(tmp_path: Path, good: str, bad: str) -> None:
+    with pytest.raises(InvalidCatalog) as caught:
+        read(tmp_path, RICH.replace(good, bad), PAID_KEY="k")
+    assert "0123456789" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://user@paid.example", "https://user:password@paid.example", "https://@paid.example",
+        "https://paid.example/v1?a=b", "https://paid.example/v1?", "https://paid.example#a", "https://paid.example#",
+        "https://paid.example/a b", " https://paid.example", "https://paid.example ", "https://paid.example\\n",
+        "https://paid\\t.example", "https://paid.example\\u0000", "https://paid.example\\u00a0",
+        "https://paid.example\\\\@evil", "https://paid.example:0", "https://paid.example:65536",
+        "//paid.example", "env:",
+    ],
+)  # fmt: skip
+def test_a_base_url_is_an_address_and_nothing_else(tmp_path: Path, address: str) -> None:
+    said = refusal(tmp_path, RICH.replace("https://paid.example/v1", address), PAID_KEY="k")
+    what = "is no http or https address without user, query, fragment and spaces."
+    assert said == f"providers.paid.base_url: {what}"
+
+
+@pytest.mark.parametrize("address", ["HTTP://a", "http://127.0.0.1:8080", "https://[::1]:443/v1/", "https://a.b/@c"])
+def test_a_base_url_has_a_host_a_port_and_a_path(tmp_path: Path, address: str) -> None:
+    text = RICH.replace('"https://paid.example/v1"', '"env:PAID_URL"')
+    assert read(tmp_path, text, PAID_KEY="k", PAID_URL=address).providers[0].base_url == address
+
+
+@pytest.mark.parametrize("environ", [{}, {"PAID_URL": ""}])
+def test_an_address_whose_variable_is_not_set_is_asked_for_by_its_name(tmp_path: Path, environ: dict[str, str]) -> None:
+    said = refusal(tmp_path, RICH.replace("https://paid.example/v1", "env:PAID_URL"), **environ)
+    assert said.startswith("providers.paid.base_url: is missing: PAID_URL is not set, and only the kind 'inference' ")
+
+
+def test_an_address_that_is_none_is_told_by_its_variable(tmp_path: Path) -> None:
+    text = RICH.replace("https://paid.example/v1", "env:PAID_URL")
+    said = refusal(tmp_path, text, PAID_URL="https://user:0123456789@a\n")
+    assert said.startswith("providers.paid.base_url: what PAID_URL holds is no http or https address")
+    assert "0123456789" not in said
+
+
+@pytest.mark.parametrize("wire", ["openai", "mistral", "deepgram"])
+def test_only_our_own_service_is_given_references(tmp_path: Path, wire: str) -> None:
+    said = refusal(tmp_path, single(f"{WIRES[wire]}\nstaged = true"))
+    kind = "deepgram" if wire == "deepgram" else "openai"
+    assert said == f"providers.s.staged: leave it out: it is for the kind 'inference' alone, not '{kind}'."
 
 
 def test_an_address_whose_variable_is_not_set_means_this_process(tmp_path: Path) -> None:
@@ -325,23 +515,33 @@ def test_a_long_name_is_not_repeated_whole(tmp_path: Path) -> None:
 FAR = "models.whisper-1.deployments[0]"
 MISTAKES = [
     ('kind = "inference"\nbase_url = "env', 'base_url = "env', "providers.self.kind", "is missing"),
-    ('kind = "inference"\nbase_url = "env', 'kind = 1\nbase_url = "env', "providers.self.kind", "is not a str"),
+    (
+        'kind = "inference"\nbase_url = "env',
+        'kind = 1\nbase_url = "env',
+        "providers.self.kind",
+        "must be 'inference', 'openai' or 'deepgram', not 1",
+    ),
     (
         'kind = "inference"\nbase_url = "env',
         'kind = "magic"\nbase_url = "env',
         "providers.self.kind",
-        "'magic' is none of",
+        "must be 'inference', 'openai' or 'deepgram', not 'magic'",
     ),
-    ('"env:URL"', "8080", "providers.self.base_url", "is not a str"),
-    ('["eu", "us"]', '"eu"', "providers.self.regions", "is not a list"),
-    ('["eu", "us"]', "[1]", "providers.self.regions", "is not a list of strings"),
-    ("eu_native = true", 'eu_native = "yes"', "providers.self.eu_native", "is not a bool"),
+    ('"env:URL"', "8080", "providers.self.base_url", "must be a valid string"),
+    ('["eu", "us"]', '"eu"', "providers.self.regions", "must be a valid list"),
+    ('["eu", "us"]', "[1]", "providers.self.regions[0]", "must be a valid string"),
+    ("eu_native = true", 'eu_native = "yes"', "providers.self.eu_native", "must be a valid boolean"),
     ("eu_native = true", "eu_natve = true", "providers.self.eu_natve", "is not a known key"),
-    ('["large", "lmp"]', '"large"', "models.whisper-large-v3.aliases", "is not a list"),
-    ('["large", "lmp"]', '["large", 1]', "models.whisper-large-v3.aliases", "is not a list of strings"),
-    ('["large", "lmp"]', '["whisper-1"]', "models.whisper-1", "the name 'whisper-1' is taken"),
-    ('["large", "lmp"]', '["x", "x"]', "models.whisper-large-v3", "the name 'x' is taken"),
-    ('"code"', '"long"', "models.whisper-large-v3.language_style", "'long' is neither 'name' nor 'code'"),
+    ('["large", "lmp"]', '"large"', "models.whisper-large-v3.aliases", "must be a valid list"),
+    ('["large", "lmp"]', '["large", 1]', "models.whisper-large-v3.aliases[1]", "must be a valid string"),
+    (
+        '["large", "lmp"]',
+        '["whisper-1"]',
+        "models.whisper-1",
+        "the name 'whisper-1' is taken by the model 'whisper-large-v3'",
+    ),
+    ('["large", "lmp"]', '["x", "x"]', "models.whisper-large-v3", "the name 'x' is given twice"),
+    ('"code"', '"long"', "models.whisper-large-v3.language_style", "must be 'name' or 'code', not 'long'"),
     ("language_style", "languge_style", "models.whisper-large-v3.languge_style", "is not a known key"),
     ('deployments = [{ provider = "far"', 'offers = [{ provider = "far"', "models.whisper-1.deployments", "is missing"),
     (
@@ -360,24 +560,24 @@ MISTAKES = [
         'deployments = [{ provider = "far", upstream_model = "one", price_per_minute = "0" }]',
         'deployments = "far"',
         "models.whisper-1.deployments",
-        "is not a list",
+        "must be a valid list",
     ),
     ('[{ provider = "far"', '[{ provider = "fra"', f"{FAR}.provider", "there is no provider 'fra'"),
     ('[{ provider = "far", ', "[{ ", f"{FAR}.provider", "is missing"),
     ('upstream_model = "one", ', "", f"{FAR}.upstream_model", "is missing"),
-    ('upstream_model = "one"', "upstream_model = 1", f"{FAR}.upstream_model", "is not a str"),
+    ('upstream_model = "one"', "upstream_model = 1", f"{FAR}.upstream_model", "must be a valid string"),
     (', price_per_minute = "0"', "", f"{FAR}.price_per_minute", "is missing"),
-    ('"0"', "0", f"{FAR}.price_per_minute", "is not a str"),
-    ('"0"', "0.006", f"{FAR}.price_per_minute", "is not a str"),
-    ('"0"', '"cheap"', f"{FAR}.price_per_minute", "'cheap' is no amount of whole micro-dollars"),
-    ('"0"', '""', f"{FAR}.price_per_minute", "'' is no amount of whole micro-dollars"),
-    ('"0"', '"-1"', f"{FAR}.price_per_minute", "'-1' is no amount of whole micro-dollars"),
-    ('"0"', '"0.0000001"', f"{FAR}.price_per_minute", "whole micro-dollars"),
-    ('"0"', '"NaN"', f"{FAR}.price_per_minute", "whole micro-dollars"),
-    ('"0"', '"inf"', f"{FAR}.price_per_minute", "whole micro-dollars"),
-    ('"0"', '"1e999999"', f"{FAR}.price_per_minute", "no amount of whole micro-dollars"),
+    ('"0"', "0", f"{FAR}.price_per_minute", "must be text: put 0 in quotes"),
+    ('"0"', "0.006", f"{FAR}.price_per_minute", "must be text: put 0.006 in quotes"),
+    ('"0"', '"cheap"', f"{FAR}.price_per_minute", "must be a valid decimal, not 'cheap'"),
+    ('"0"', '""', f"{FAR}.price_per_minute", "must be a valid decimal, not ''"),
+    ('"0"', '"-1"', f"{FAR}.price_per_minute", "must be greater than or equal to 0, not '-1'"),
+    ('"0"', '"0.0000001"', f"{FAR}.price_per_minute", "must have no more than 6 decimal places, not '0.0000001'"),
+    ('"0"', '"NaN"', f"{FAR}.price_per_minute", "must be a finite number, not 'NaN'"),
+    ('"0"', '"inf"', f"{FAR}.price_per_minute", "must be a finite number, not 'inf'"),
+    ('"0"', '"1e999999"', f"{FAR}.price_per_minute", "must be less than or equal to 1000, not '1e999999'"),
     ('"0" }', '"0", wrds = true }', f"{FAR}.wrds", "is not a known key"),
-    ('"0" }', '"0", words = 1 }', f"{FAR}.words", "is not a bool"),
+    ('"0" }', '"0", words = 1 }', f"{FAR}.words", "must be a valid boolean"),
     ("[providers.self]", "[provider.self]", "provider", "is not a known key"),
     ("[models.whisper-1]", "[model.whisper-1]", "model", "is not a known key"),
     ("\n[providers.self]", "\nversion = 1\n[providers.self]", "version", "is not a known key"),
@@ -385,47 +585,47 @@ MISTAKES = [
 PAID, RICHEST = "providers.paid", "models.rich.deployments[0]"
 BYTES, SECONDS, SPEED = "max_bytes = 26214400", "max_seconds = 1400", "speed = 0.05"
 RICH_MISTAKES = [
-    ('"env:PAID_KEY"', "1", f"{PAID}.api_key", "is not a str"),
-    ('"mistral"', '"whisper"', f"{PAID}.flavor", "'whisper' is none of mistral"),
-    ('"mistral"', "true", f"{PAID}.flavor", "is not a str"),
+    ('"env:PAID_KEY"', "1", f"{PAID}.api_key", "must be a valid string"),
+    ('"mistral"', '"whisper"', f"{PAID}.flavor", "must be '' or 'mistral', not 'whisper'"),
+    ('"mistral"', "true", f"{PAID}.flavor", "must be '' or 'mistral', not True"),
     (
         'api_key = "secret:voxgate/stored"',
         'flavor = "mistral"',
         "providers.stored.flavor",
-        "mistral",  # there is no such adapter
+        "'mistral' is for the kind 'openai' alone, not 'deepgram'",  # there is no such adapter
     ),
-    ("staged = true", 'staged = "bucket"', "providers.near.staged", "is not a bool"),
+    ("staged = true", 'staged = "bucket"', "providers.near.staged", "must be a valid boolean"),
     ('base_url = "https://paid.example/v1"', "", f"{PAID}.base_url", "is missing"),
-    ('"https://paid.example/v1"', '"env:PAID_URL"', f"{PAID}.base_url", "is missing"),
+    ('"https://paid.example/v1"', '"env:PAID_URL"', f"{PAID}.base_url", "is missing: PAID_URL is not set"),
     ('"https://paid.example/v1"', '"ftp://paid.example"', f"{PAID}.base_url", "is no http or https address"),
     ('"https://paid.example/v1"', '"paid.example/v1"', f"{PAID}.base_url", "is no http or https address"),
     ('"https://paid.example/v1"', '"https:///v1"', f"{PAID}.base_url", "is no http or https address"),
     ('"https://paid.example/v1"', '"https://["', f"{PAID}.base_url", "is no http or https address"),
     ('"https://paid.example/v1"', '"https://paid.example:x/v1"', f"{PAID}.base_url", "is no http or https address"),
-    ('"0.0001"', '"a tenth"', f"{RICHEST}.hit_price_per_minute", "'a tenth' is no amount of whole micro-dollars"),
-    ('"0.0001"', "0.0001", f"{RICHEST}.hit_price_per_minute", "is not a str"),
-    ('"0.0001"', '""', f"{RICHEST}.hit_price_per_minute", "'' is no amount of whole micro-dollars"),
-    ('"9.5"', '"9.55"', f"{RICHEST}.minimum_seconds", "'9.55' is no number of seconds in whole tenths"),
-    ('"9.5"', '"-1"', f"{RICHEST}.minimum_seconds", "'-1' is no number of seconds in whole tenths"),
-    ('"9.5"', "10", f"{RICHEST}.minimum_seconds", "is not a str"),
-    ("quantized = true", 'quantized = "int8"', f"{RICHEST}.quantized", "is not a bool"),
-    ("segments = false", 'segments = "no"', f"{RICHEST}.segments", "is not a bool"),
-    ('"json"', '"srt"', f"{RICHEST}.response_format", "'srt' is none of verbose_json, json, diarized_json"),
-    ('"json"', "1", f"{RICHEST}.response_format", "is not a str"),
-    (BYTES, 'max_bytes = "25 MB"', f"{RICHEST}.max_bytes", "is not a int"),
-    (BYTES, "max_bytes = true", f"{RICHEST}.max_bytes", "is not a int"),
-    (BYTES, "max_bytes = -1", f"{RICHEST}.max_bytes", ""),
-    (SECONDS, 'max_seconds = "1400"', f"{RICHEST}.max_seconds", "is not a int"),
-    (SECONDS, "max_seconds = -1", f"{RICHEST}.max_seconds", ""),
-    ('["flac", "ogg"]', '"flac"', f"{RICHEST}.containers", "is not a list"),
-    ('["flac", "ogg"]', "[1]", f"{RICHEST}.containers", "is not a list of strings"),
-    ('"flac", "ogg"', '"flac", "opus"', f"{RICHEST}.containers", "'opus' is none of wav, flac"),
-    ('["German", "en-US"]', '"German"', f"{RICHEST}.languages", "is not a list"),
-    ('"German"', '"Klingon"', f"{RICHEST}.languages", "'Klingon' is no language"),
-    (SPEED, 'speed = "fast"', f"{RICHEST}.speed", "is not a float"),
-    (SPEED, "speed = -0.1", f"{RICHEST}.speed", ""),
-    (SPEED, "speed = nan", f"{RICHEST}.speed", ""),
-    (SPEED, "speed = inf", f"{RICHEST}.speed", ""),
+    ('"0.0001"', '"a tenth"', f"{RICHEST}.hit_price_per_minute", "must be a valid decimal, not 'a tenth'"),
+    ('"0.0001"', "0.0001", f"{RICHEST}.hit_price_per_minute", "must be text: put 0.0001 in quotes"),
+    ('"0.0001"', '""', f"{RICHEST}.hit_price_per_minute", "must be a valid decimal, not ''"),
+    ('"9.5"', '"9.55"', f"{RICHEST}.minimum_seconds", "must have no more than 1 decimal place, not '9.55'"),
+    ('"9.5"', '"-1"', f"{RICHEST}.minimum_seconds", "must be greater than or equal to 0, not '-1'"),
+    ('"9.5"', "10", f"{RICHEST}.minimum_seconds", "must be text: put 10 in quotes"),
+    ("quantized = true", 'quantized = "int8"', f"{RICHEST}.quantized", "must be a valid boolean"),
+    ("segments = false", 'segments = "no"', f"{RICHEST}.segments", "must be a valid boolean"),
+    ('"json"', '"srt"', f"{RICHEST}.response_format", "must be 'verbose_json', 'json' or 'diarized_json', not 'srt'"),
+    ('"json"', "1", f"{RICHEST}.response_format", "or 'diarized_json', not 1"),
+    (BYTES, 'max_bytes = "25 MB"', f"{RICHEST}.max_bytes", "must be a valid integer"),
+    (BYTES, "max_bytes = true", f"{RICHEST}.max_bytes", "must be a valid integer"),
+    (BYTES, "max_bytes = -1", f"{RICHEST}.max_bytes", "must be greater than or equal to 1, not -1"),
+    (SECONDS, 'max_seconds = "1400"', f"{RICHEST}.max_seconds", "must be a valid integer"),
+    (SECONDS, "max_seconds = -1", f"{RICHEST}.max_seconds", "must be greater than or equal to 1, not -1"),
+    ('["flac", "ogg"]', '"flac"', f"{RICHEST}.containers", "must be a valid list"),
+    ('["flac", "ogg"]', "[1]", f"{RICHEST}.containers[0]", "must be 'wav', 'flac'"),
+    ('"flac", "ogg"', '"flac", "opus"', f"{RICHEST}.containers[1]", "'webm' or 'mpeg', not 'opus'"),
+    ('["German", "en-US"]', '"German"', f"{RICHEST}.languages", "must be a valid list"),
+    ('"German"', '"Klingon"', f"{RICHEST}.languages[0]", "'Klingon' is no language"),
+    (SPEED, 'speed = "fast"', f"{RICHEST}.speed", "must be a valid number"),
+    (SPEED, "speed = -0.1", f"{RICHEST}.speed", "must be greater than 0, not -0.1"),
+    (SPEED, "speed = nan", f"{RICHEST}.speed", "must be a finite number, not nan"),
+    (SPEED, "speed = inf", f"{RICHEST}.speed", "must be a finite number, not inf"),
 ]
 ALL_MISTAKES = [(GOOD, *mistake) for mistake in MISTAKES] + [(RICH, *mistake) for mistake in RICH_MISTAKES]
 
@@ -448,8 +648,8 @@ def test_a_mistake_is_named_by_file_key_and_reason(
     [
         ("", "providers: is missing"),
         ("[providers]\n", "models: is missing"),
-        ("[providers]\n[models]\n", "models: there is none"),
-        ("providers = 1\nmodels = 2\n", "providers: is not a dict"),
+        ("[providers]\n[models]\n", "models: is empty"),
+        ("providers = 1\nmodels = 2\n", "providers: is not a table"),
         ("[models]\n[providers]\nself = 1\n", "providers.self: is not a table"),
         ("[models]\nwhisper-1 = 1\n[providers]\n", "models.whisper-1: is not a table"),
         ("= nonsense", "is not TOML"),

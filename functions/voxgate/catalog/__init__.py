@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from decimal import Decimal, DecimalException
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from voxgate import languages
 from voxgate.errors import InvalidCatalog, ModelNotFound
@@ -19,17 +22,19 @@ from voxgate.model import Feature
 logger = logging.getLogger(__name__)
 
 LanguageStyle = Literal["name", "code"]
-_T = TypeVar("_T")
-_KINDS = ("inference", "openai", "deepgram")
-_FLAVORS = ("", "mistral")
-_FORMATS = ("verbose_json", "json", "diarized_json")
-_CONTAINERS = ("wav", "flac", "mp3", "aac", "mp4", "ogg", "webm", "mpeg")
 # What a deployment has unless its entry says otherwise, by its provider's kind.
 _USUAL = {
     "inference": frozenset(Feature)
     - {Feature.LOGPROBS, Feature.DIARIZATION, Feature.CHUNKING, Feature.LANGUAGES, Feature.STREAMING},
     "openai": frozenset({Feature.SEGMENTS, Feature.PROMPT, Feature.TEMPERATURE, Feature.LANGUAGE}),
     "deepgram": frozenset({Feature.SEGMENTS, Feature.WORDS, Feature.LANGUAGE}),
+}
+# What only some have, each by its flavor or else its kind: the others' adapters have nothing for it.
+_ONLY = {
+    "translation": ("inference", "openai"),
+    "logprobs": ("openai",),
+    "streaming": ("inference", "openai", "mistral"),
+    "diarized_json": ("openai",),
 }
 
 
@@ -102,14 +107,6 @@ class Model:
         return replace(self, deployments=left) if left else None
 
 
-def _is_address(text: str) -> bool:
-    try:
-        url = urlsplit(text)
-        return url.scheme in ("http", "https") and bool(url.hostname) and (url.port is None or url.port > 0)
-    except ValueError:
-        return False
-
-
 def started_tenths(duration: float) -> int:
     """Of seconds. What a float adds in its last digits is not counted."""
     return math.ceil(round(duration * 10, 4))
@@ -164,202 +161,193 @@ def load(name: str, environ: Mapping[str, str]) -> Catalog:
         raise InvalidCatalog(f"{path}: cannot be read: {error.strerror}.") from error
     except ValueError as error:  # of TOML and of UTF-8
         raise InvalidCatalog(f"{path}: is not TOML: {error}.") from error
-    return _Reader(str(path), environ).catalog(document)
+    try:
+        return _catalog(_Document.model_validate(document), environ)
+    except (ValidationError, _Mistake) as error:
+        raise InvalidCatalog(f"{path}: {_said(error)}.") from error
 
 
-class _Reader:
-    """Takes each value out of the document by its key, so that what is left over is a mistake."""
+class _Mistake(ValueError):
+    """What is wrong, and the parts of its key where pydantic does not know them."""
 
-    def __init__(self, file: str, environ: Mapping[str, str]) -> None:
-        self._file = file
-        self._environ = environ
 
-    def catalog(self, document: dict[str, Any]) -> Catalog:
-        tables = self._take("", document, "providers", dict), self._take("", document, "models", dict)
-        self._nothing_left("", document)
-        providers = {name: self._provider(f"providers.{name}", name, entry) for name, entry in tables[0].items()}
-        models = [self._model(f"models.{name}", name, entry, providers) for name, entry in tables[1].items()]
-        without = {name for name, provider in providers.items() if self._lacks_key(provider)}
-        names: set[str] = set()
-        for model in models:
-            for name in (model.id, *model.aliases):
-                if name in names:
-                    raise self._wrong(f"models.{model.id}", f"the name '{name}' is taken by another model")
-                names.add(name)
-        if not models:
-            raise self._wrong("models", "there is none")
-        usable = [left for model in models if (left := model.without(without))]
-        if not usable:
-            raise self._wrong("models", f"none can be served: there is no API key for {', '.join(sorted(without))}")
-        return Catalog(usable)
+_SAID = {"missing": "is missing", "extra_forbidden": "is not a known key", "too_short": "is empty"}
+_SAID |= dict.fromkeys(("dict_type", "model_type"), "is not a table")
 
-    def _lacks_key(self, provider: ProviderEntry) -> bool:
-        if not provider.api_key.startswith("env:") or self._environ.get(provider.api_key[4:], "").strip():
-            return False
-        logger.warning("the provider '%s' is left out: %s is not set", provider.name, provider.api_key[4:])
-        return True
 
-    def _provider(self, key: str, name: str, entry: Any) -> ProviderEntry:
-        entry = self._table(key, entry)
-        provider = ProviderEntry(
-            name=name,
-            kind=self._take(key, entry, "kind", str),
-            base_url=self._resolved(self._take(key, entry, "base_url", str, "")),
-            api_key=self._reference(f"{key}.api_key", self._take(key, entry, "api_key", str, "")),
-            flavor=self._one_of(f"{key}.flavor", self._take(key, entry, "flavor", str, ""), _FLAVORS),
-            staged=self._take(key, entry, "staged", bool, False),
-            regions=tuple(self._strings(key, entry, "regions")),
-            eu_native=self._take(key, entry, "eu_native", bool, False),
-        )
-        self._one_of(f"{key}.kind", provider.kind, _KINDS)
-        self._nothing_left(key, entry)
-        if provider.flavor and provider.kind != "openai":
-            raise self._wrong(f"{key}.flavor", f"'{provider.flavor}' is for the kind 'openai' alone")
-        if provider.base_url and not _is_address(provider.base_url):
-            raise self._wrong(f"{key}.base_url", "is no http or https address")
-        if not provider.base_url and provider.kind != "inference":
-            raise self._wrong(f"{key}.base_url", "is missing: only the kind 'inference' can be this process's engine")
-        return provider
+def _said(error: ValidationError | _Mistake) -> str:
+    """Where the first mistake is, and what. A value of another type is not repeated: it may be a key."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        at = [part for part in first["loc"] if part != "[key]"]
+        what = re.sub("^(Decimal i|I)nput should", "must", first["msg"].removeprefix("Value error, "))
+        if not first["type"].endswith(("_type", "value_error")):
+            what += f", not {first['input']!r}"
+        what = _SAID.get(first["type"], what)
+    else:
+        what, *at = error.args
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in at)[1:] + f": {what}"
 
-    def _model(self, key: str, name: str, entry: Any, providers: Mapping[str, ProviderEntry]) -> Model:
-        entry = self._table(key, entry)
-        style = self._take(key, entry, "language_style", str, "name")
-        if style not in ("name", "code"):
-            raise self._wrong(f"{key}.language_style", f"'{style}' is neither 'name' nor 'code'")
-        offers = self._take(key, entry, "deployments", list)
-        if not offers:
-            raise self._wrong(f"{key}.deployments", "is empty")
-        model = Model(
-            id=name,
-            aliases=tuple(self._strings(key, entry, "aliases")),
-            language_style="code" if style == "code" else "name",
-            deployments=tuple(
-                self._deployment(f"{key}.deployments[{index}]", offer, providers) for index, offer in enumerate(offers)
-            ),
-        )
-        self._nothing_left(key, entry)
-        return model
 
-    def _deployment(self, key: str, entry: Any, providers: Mapping[str, ProviderEntry]) -> Deployment:
-        entry = self._table(key, entry)
-        name = self._take(key, entry, "provider", str)
-        if name not in providers:
-            raise self._wrong(f"{key}.provider", f"there is no provider '{name}'")
-        provider = providers[name]
-        price = self._price(f"{key}.price_per_minute", self._take(key, entry, "price_per_minute", str))
-        hit = entry.get("hit_price_per_minute")
-        containers = self._strings(key, entry, "containers")
-        for container in containers:
-            self._one_of(f"{key}.containers", container, _CONTAINERS)
-        spoken = self._strings(key, entry, "languages")
-        deployment = Deployment(
-            provider=provider,
-            upstream_model=self._take(key, entry, "upstream_model", str),
-            price=price,
-            hit_price=-(-price // 10)
-            if hit is None
-            else self._price(f"{key}.hit_price_per_minute", self._take(key, entry, "hit_price_per_minute", str)),
-            minimum=self._tenths(f"{key}.minimum_seconds", self._take(key, entry, "minimum_seconds", str, "0")),
-            quantized=self._take(key, entry, "quantized", bool, False),
-            features=self._features(key, entry, provider),
-            languages=frozenset(self._language(f"{key}.languages", text) for text in spoken) or None,
-            response_format=self._one_of(
-                f"{key}.response_format", self._take(key, entry, "response_format", str, "verbose_json"), _FORMATS
-            ),
-            max_bytes=self._count(key, entry, "max_bytes"),
-            max_seconds=self._count(key, entry, "max_seconds"),
-            containers=frozenset(containers) or None,
-            speed=self._speed(key, entry),
-        )
-        self._nothing_left(key, entry)
-        return deployment
+def _is(test: Callable[[Any], object], what: str) -> Callable[[Any], Any]:
+    """A validator that refuses what fails the test; `{}` stands for it in the reason."""
 
-    def _features(self, key: str, entry: dict[str, Any], provider: ProviderEntry) -> frozenset[Feature] | None:
-        usual = _USUAL[provider.kind]
-        said = {feature: self._take(key, entry, feature.value, bool, feature in usual) for feature in Feature}
-        if not provider.base_url:
-            return None  # the engine knows best
-        return frozenset(feature for feature, has in said.items() if has)
-
-    def _count(self, key: str, entry: dict[str, Any], name: str) -> int | None:
-        if name not in entry:
-            return None
-        value = self._take(key, entry, name, int)
-        if isinstance(value, bool):
-            raise self._wrong(f"{key}.{name}", "is not a int")
-        if value < 1:
-            raise self._wrong(f"{key}.{name}", "is no whole number of at least 1")
+    def read(value: Any) -> Any:
+        if not test(value):
+            raise _Mistake(what.format(repr(value)))
         return value
 
-    def _speed(self, key: str, entry: dict[str, Any]) -> float | None:
-        if "speed" not in entry:
-            return None
-        value = self._take(key, entry, "speed", float)
-        if not 0 < value < float("inf"):
-            raise self._wrong(f"{key}.speed", "is no number of seconds above 0")
-        return value
+    return read
 
-    def _language(self, key: str, text: str) -> str:
-        code = languages.parse(text)
-        if code is None:
-            raise self._wrong(key, f"'{text}' is no language")
-        return code
 
-    def _one_of(self, key: str, value: str, known: tuple[str, ...]) -> str:
-        if value not in known:
-            raise self._wrong(key, f"'{value}' is none of {', '.join(filter(None, known))}")
-        return value
+def _is_address(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        return False
+    return usable and text.isprintable() and "@" not in url.netloc and not set(" ?#\\") & set(text)
 
-    def _price(self, key: str, text: str) -> int:
-        return self._scaled(key, text, 1_000_000, "amount of whole micro-dollars")
 
-    def _tenths(self, key: str, text: str) -> int:
-        return self._scaled(key, text, 10, "number of seconds in whole tenths")
+_named = _is(re.compile("[A-Za-z0-9._-]+").fullmatch, "the name {} must be of ASCII letters, digits, '.', '_' and '-'")
+_printable = _is(re.compile("[!-~]([ -~]*[!-~])?").fullmatch, "{} must be printable ASCII with no space at its ends")
+_reference = _is(  # the value is not repeated: it may be the key
+    re.compile("((env|secret):.+)?").fullmatch, "must be 'env:NAME' or 'secret:ID': keys are not kept in this file"
+)
+_quoted = BeforeValidator(_is(lambda value: isinstance(value, str), "must be text: put {} in quotes"))
+_made = _is(
+    lambda names: not names or {"flac", "ogg"} & set(names), "add flac or ogg: other audio is converted to them"
+)
+_feature = _is(set(Feature).__contains__, "is not a known key")
+_spoken = _is(languages.parse, "{} is no language: give its English name or its code")
 
-    def _scaled(self, key: str, text: str, scale: int, what: str) -> int:
-        try:
-            value = Decimal(text) * scale
-        except DecimalException as error:
-            raise self._wrong(key, f"'{text}' is no {what}") from error
-        if not value.is_finite() or value < 0 or value != int(value):
-            raise self._wrong(key, f"'{text}' is no {what}")
-        return int(value)
+_Name = Annotated[str, AfterValidator(_printable)]
+_Language = Annotated[str, AfterValidator(_spoken), AfterValidator(languages.parse)]
+_Price = Annotated[Decimal, Field(strict=False, ge=0, le=1000, decimal_places=6), _quoted]
+_Seconds = Annotated[Decimal, Field(strict=False, ge=0, le=86_400, decimal_places=1), _quoted]
+_Count = Annotated[int, Field(ge=1)]
+_Container = Literal["wav", "flac", "mp3", "aac", "mp4", "ogg", "webm", "mpeg"]
 
-    def _resolved(self, text: str) -> str:
-        return self._environ.get(text[4:], "") if text.startswith("env:") else text
 
-    def _reference(self, key: str, text: str) -> str:
-        kind, _, name = text.partition(":")
-        if text and (kind not in ("env", "secret") or not name):
-            # The value is not repeated: it may be the key.
-            raise self._wrong(key, "must be 'env:NAME' or 'secret:ID': keys are not kept in this file")
-        return text
+class _Table(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True, defer_build=True)
 
-    def _table(self, key: str, entry: Any) -> dict[str, Any]:
-        if not isinstance(entry, dict):
-            raise self._wrong(key, "is not a table")
-        return dict(entry)
 
-    def _strings(self, key: str, entry: dict[str, Any], name: str) -> list[str]:
-        values = self._take(key, entry, name, list, [])
-        if not all(isinstance(value, str) for value in values):
-            raise self._wrong(f"{key}.{name}", "is not a list of strings")
-        return values
+class _Provider(_Table):
+    kind: Literal["inference", "openai", "deepgram"]
+    base_url: str = ""
+    api_key: Annotated[str, AfterValidator(_reference)] = ""
+    flavor: Literal["", "mistral"] = ""
+    staged: bool = False
+    regions: list[str] = []
+    eu_native: bool = False
 
-    def _take(self, key: str, entry: dict[str, Any], name: str, kind: type[_T], default: _T | None = None) -> _T:
-        full = f"{key}.{name}".lstrip(".")
-        if name not in entry:
-            if default is None:
-                raise self._wrong(full, "is missing")
-            return default
-        value = entry.pop(name)
-        if not isinstance(value, kind):
-            raise self._wrong(full, f"is not a {kind.__name__}")
-        return value
 
-    def _nothing_left(self, key: str, entry: dict[str, Any]) -> None:
-        for name in entry:
-            raise self._wrong(f"{key}.{name}".lstrip("."), "is not a known key")
+class _Deployment(_Table, extra="allow"):
+    """Its other keys are features."""
 
-    def _wrong(self, key: str, what: str) -> InvalidCatalog:
-        return InvalidCatalog(f"{self._file}: {key}: {what}.")
+    __pydantic_extra__: dict[Annotated[str, AfterValidator(_feature)], bool] = Field(init=False)
+    provider: str
+    upstream_model: _Name
+    price_per_minute: _Price
+    hit_price_per_minute: _Price | None = None
+    minimum_seconds: _Seconds = Decimal(0)
+    quantized: bool = False
+    languages: list[_Language] = []
+    response_format: Literal["verbose_json", "json", "diarized_json"] = "verbose_json"
+    max_bytes: _Count | None = None
+    max_seconds: _Count | None = None
+    containers: Annotated[list[_Container], AfterValidator(_made)] = []
+    speed: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
+class _Model(_Table):
+    aliases: list[_Name] = []
+    language_style: LanguageStyle = "name"
+    deployments: list[_Deployment] = Field(min_length=1)
+
+
+class _Document(_Table):
+    providers: dict[Annotated[str, AfterValidator(_named)], _Provider]
+    models: dict[_Name, _Model] = Field(min_length=1)
+
+
+def _catalog(document: _Document, environ: Mapping[str, str]) -> Catalog:
+    providers = {name: _provider(name, entry, environ) for name, entry in document.providers.items()}
+    models = [_model(name, entry, providers) for name, entry in document.models.items()]
+    taken: dict[str, str] = {}
+    for model in models:
+        for name in (model.id, *model.aliases):
+            if name in taken:
+                how = "given twice" if taken[name] == model.id else f"taken by the model '{taken[name]}'"
+                raise _Mistake(f"the name '{name}' is {how}", "models", model.id)
+            taken[name] = model.id
+    without = set()
+    for name, provider in providers.items():
+        if provider.api_key.startswith("env:") and not environ.get(provider.api_key[4:], "").strip():
+            logger.warning("the provider '%s' is left out: %s is not set", name, provider.api_key[4:])
+            without.add(name)
+    usable = [left for model in models if (left := model.without(without))]
+    if not usable:
+        raise _Mistake(f"none can be served: there is no API key for {', '.join(sorted(without))}", "models")
+    return Catalog(usable)
+
+
+def _provider(name: str, entry: _Provider, environ: Mapping[str, str]) -> ProviderEntry:
+    at = ("providers", name)
+    variable = entry.base_url[4:] if entry.base_url.startswith("env:") else ""
+    address = environ.get(variable, "") if variable else entry.base_url
+    if not address and entry.kind != "inference":
+        unset = f"{variable} is not set, and " if variable else ""
+        raise _Mistake(f"is missing: {unset}only the kind 'inference' can be this process's engine", *at, "base_url")
+    if address and not _is_address(address):  # it is not repeated: there may be a password in it
+        held = f"what {variable} holds " if variable else ""
+        raise _Mistake(f"{held}is no http or https address without user, query, fragment and spaces", *at, "base_url")
+    if entry.flavor and entry.kind != "openai":
+        raise _Mistake(f"'{entry.flavor}' is for the kind 'openai' alone, not '{entry.kind}'", *at, "flavor")
+    if entry.staged and entry.kind != "inference":
+        raise _Mistake(f"leave it out: it is for the kind 'inference' alone, not '{entry.kind}'", *at, "staged")
+    resolved = {"base_url": address, "regions": tuple(entry.regions)}
+    return ProviderEntry(name=name, **entry.model_dump() | resolved)
+
+
+def _model(name: str, entry: _Model, providers: Mapping[str, ProviderEntry]) -> Model:
+    offers: dict[str, Deployment] = {}
+    for index, offer in enumerate(entry.deployments):
+        at = ("models", name, "deployments", index)
+        if offer.provider not in providers:
+            raise _Mistake(f"there is no provider '{offer.provider}'", *at, "provider")
+        deployment = _deployment(offer, providers[offer.provider], at)
+        if deployment.id in offers:
+            raise _Mistake(f"'{deployment.id}' is given twice", *at, "upstream_model")
+        offers[deployment.id] = deployment
+    aliases, style = tuple(entry.aliases), entry.language_style
+    return Model(id=name, deployments=tuple(offers.values()), aliases=aliases, language_style=style)
+
+
+def _deployment(entry: _Deployment, provider: ProviderEntry, at: tuple[str | int, ...]) -> Deployment:
+    said: dict[str, bool] = entry.model_extra or {}
+    wire = provider.flavor or provider.kind
+    for key, thing in (("response_format", entry.response_format), *((key, key) for key, has in said.items() if has)):
+        if wire not in _ONLY.get(thing, (wire,)):
+            raise _Mistake(f"leave it out: '{thing}' is for {', '.join(_ONLY[thing])} alone, not {wire}", *at, key)
+    price, hit = entry.price_per_minute, entry.hit_price_per_minute
+    if hit is not None and hit > price:
+        raise _Mistake(f"must be at most price_per_minute, {price}, not {hit}", *at, "hit_price_per_minute")
+    charged = int(price * 1_000_000)
+    usual = _USUAL[provider.kind]
+    return Deployment(
+        provider=provider,
+        upstream_model=entry.upstream_model,
+        price=charged,
+        hit_price=-(-charged // 10) if hit is None else int(hit * 1_000_000),
+        minimum=int(entry.minimum_seconds * 10),
+        quantized=entry.quantized,
+        features=frozenset(f for f in Feature if said.get(f, f in usual)) if provider.base_url else None,
+        languages=frozenset(entry.languages) or None,
+        response_format=entry.response_format,
+        max_bytes=entry.max_bytes,
+        max_seconds=entry.max_seconds,
+        containers=frozenset(entry.containers) or None,
+        speed=entry.speed,
+    )

@@ -30,6 +30,8 @@ from voxgate.providers import Call, Secrets
 _MOST_ANSWER = 8 * 1024 * 1024  # bytes, and for each second of the audio:
 _MOST_OF_A_SECOND = 4096
 _SMALL_ANSWER = 256 * 1024
+_LONGEST_MESSAGE = 300  # characters
+_SHORTEST_KEY = 4  # a shorter one is no secret, and part of many words
 _MOST_WAIT = 24 * 3600
 _MOST_SHOWN = 64 * 1024
 _PIECE = 1024 * 1024
@@ -133,7 +135,7 @@ class HttpProvider:
         try:
             return within(self._adapter.parse_response(answer, call), call.duration)
         except ProviderError as error:
-            error.message = without(key, error.message)
+            error.message = without(key, error.message)[:_LONGEST_MESSAGE]
             if error.failure is FailureClass.CALLER_FAULT and not _of_customer(error.param, call):
                 error.failure = FailureClass.UNSUPPORTED  # it is about what we asked for
             raise
@@ -246,6 +248,8 @@ def within(transcript: Transcript, duration: float) -> Transcript:
 
     def whole(segment: Segment) -> Segment:
         start, end = _ordered(segment.start, segment.end, duration)
+        if segment.words is None and (start, end) == (segment.start, segment.end):
+            return segment
         return replace(segment, start=start, end=end, words=words(segment.words))
 
     segments = transcript.segments and tuple(map(whole, transcript.segments))
@@ -272,7 +276,7 @@ def _of_customer(param: str | None, call: Call) -> bool:
 def without(key: str, value: Any) -> Any:
     """With the key removed from all of its texts, in whichever form providers repeat what they were sent."""
     if isinstance(value, str):
-        for form in _forms(key) if key else ():
+        for form in _forms(key) if len(key) >= _SHORTEST_KEY else ():
             value = value.replace(form, "[removed]")
         return value
     if isinstance(value, dict):

@@ -18,6 +18,7 @@ from voxgate.model import Feature, Granularity, Logprob, ResponseFormat, Segment
 from voxgate.providers import Call
 from voxgate.providers.http import MALFORMED, WireAnswer, WireRequest, error_of, failure_of, json_of
 
+_LONGEST_MESSAGE = 4096
 _TIMED = (ResponseFormat.SRT, ResponseFormat.VTT, ResponseFormat.VERBOSE_JSON)
 
 
@@ -148,7 +149,7 @@ def _failed(answer: WireAnswer) -> ProviderError:
 def shown(message: object) -> str:
     """A provider's words, fit for a message of ours."""
     text = message if isinstance(message, str) else ""
-    return "".join(c if c.isprintable() else " " for c in text[:300]).strip()
+    return "".join(c if c.isprintable() else " " for c in text[:_LONGEST_MESSAGE]).strip()
 
 
 def _transcript(body: dict[str, Any], call: Call) -> Transcript:
