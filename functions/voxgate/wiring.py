@@ -124,7 +124,7 @@ def build_gateway(settings: Settings, store: Store, environ: Mapping[str, str] |
 
 def load_catalog(settings: Settings, environ: Mapping[str, str] | None = None) -> Catalog:
     """Raises `InvalidCatalog`."""
-    return load(settings.catalog, os.environ if environ is None else environ)
+    return load(settings.catalog, os.environ if environ is None else environ, embedded=settings.embedded > 0)
 
 
 def build_pool(settings: Settings) -> EnginePool:

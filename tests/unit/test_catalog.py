@@ -63,7 +63,7 @@ kind = "inference"
 [models.rich]
 aliases = ["r"]
 deployments = [
-  { provider = "paid", upstream_model = "p", price_per_minute = "0.006", hit_price_per_minute = "0.0001", minimum_seconds = "9.5", quantized = true, words = true, segments = false, response_format = "json", max_bytes = 26214400, max_seconds = 1400, containers = ["flac", "ogg"], languages = ["German", "en-US"], speed = 0.05 },
+  { provider = "paid", upstream_model = "p", price_per_minute = "0.006", upstream_price_per_minute = "0.0045", hit_price_per_minute = "0.0001", minimum_seconds = "9.5", quantized = true, words = true, segments = false, response_format = "json", max_bytes = 26214400, max_seconds = 1400, containers = ["flac", "ogg"], languages = ["German", "en-US"], speed = 0.05 },
   { provider = "stored", upstream_model = "s", price_per_minute = "0.0043" },
   { provider = "near", upstream_model = "n", price_per_minute = "0.00001" },
   { provider = "here", upstream_model = "h", price_per_minute = "0" },
@@ -126,6 +126,7 @@ def test_every_key_of_a_deployment_is_read(tmp_path: Path) -> None:
         upstream_model="p",
         price=6000,
         hit_price=100,
+        upstream_price=4500,
         minimum=95,
         quantized=True,
         features=frozenset({Feature.WORDS, Feature.PROMPT, Feature.TEMPERATURE, Feature.LANGUAGE}),
@@ -137,7 +138,7 @@ def test_every_key_of_a_deployment_is_read(tmp_path: Path) -> None:
         speed=0.05,
     )
     assert {field.name for field in fields(Deployment)} == {
-        "provider", "upstream_model", "price", "hit_price", "minimum", "quantized", "features", "languages",
+        "provider", "upstream_model", "price", "hit_price", "upstream_price", "minimum", "quantized", "features", "languages",
         "response_format", "max_bytes", "max_seconds", "containers", "speed",
     }, "a key that is not tried above"  # fmt: skip
 
@@ -208,6 +209,24 @@ def test_the_engine_of_this_process_says_itself_what_it_can(tmp_path: Path, addr
     """The same entry serves both: what is said of it holds once it has an address."""
     text = single(f'kind = "inference"\n{address}', ", words = true, translation = false")
     assert read(tmp_path, text).find("m").deployments[0].features is None
+
+
+def test_without_an_engine_here_who_has_no_address_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    catalog = load("default", {"GROQ_API_KEY": "k"}, embedded=False)
+    assert {provider.name for provider in catalog.providers} == {"groq"}
+    assert "'self' is left out: it has no address, and there is no engine here" in caplog.text
+    assert "self" in {
+        p.name for p in load("default", {"VOXGATE_INFERENCE_URL": "http://gpu"}, embedded=False).providers
+    }
+    with pytest.raises(InvalidCatalog, match="none can be served"):
+        load("default", {}, embedded=False)
+
+
+def test_what_a_provider_charges_is_known_where_it_is_said(tmp_path: Path) -> None:
+    text = single(WIRES["openai"], ', upstream_price_per_minute = "0.0045"')
+    deployment = read(tmp_path, text).find("m").deployments[0]
+    assert (deployment.upstream_price, deployment.upstream_cost(10.04)) == (4500, 758)
+    assert read(tmp_path, single(WIRES["openai"])).find("m").deployments[0].upstream_price is None
 
 
 def test_what_another_machines_engine_can_is_for_the_catalogue_to_say(tmp_path: Path) -> None:
@@ -397,7 +416,7 @@ deployments = [
 """
     with pytest.raises(InvalidCatalog) as caught:
         read(tmp_path, text)
-    message = f"{tmp_path / 'catalog.toml'}: models: none can be served: there is no API key for a, b."
+    message = f"{tmp_path / 'catalog.toml'}: models: none can be served: there is no key or address for a, b."
     assert str(caught.value) == message
     assert [d.provider.name for d in read(tmp_path, text, A="k").find("m").deployments] == ["a"]
 

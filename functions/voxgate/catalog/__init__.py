@@ -147,8 +147,9 @@ class Catalog:
         raise ModelNotFound(f"The model '{name[:200]}' does not exist; GET /v1/models lists them.", param="model")
 
 
-def load(name: str, environ: Mapping[str, str]) -> Catalog:
-    """Read a catalogue: a file, or one that ships with the package by its name without `.toml`.
+def load(name: str, environ: Mapping[str, str], *, embedded: bool = True) -> Catalog:
+    """Read a catalogue: a file, or one that ships with the package by its name without `.toml`. Where no
+    engine is `embedded` in this process, a provider that has no address is left out.
     Raises `InvalidCatalog` with the file, the key and what is wrong."""
     path = Path(name)
     here = Path(__file__).parent
@@ -162,7 +163,7 @@ def load(name: str, environ: Mapping[str, str]) -> Catalog:
     except ValueError as error:  # of TOML and of UTF-8
         raise InvalidCatalog(f"{path}: is not TOML: {error}.") from error
     try:
-        return _catalog(_Document.model_validate(document), environ)
+        return _catalog(_Document.model_validate(document), environ, embedded=embedded)
     except (ValidationError, _Mistake) as error:
         raise InvalidCatalog(f"{path}: {_said(error)}.") from error
 
@@ -251,6 +252,7 @@ class _Deployment(_Table, extra="allow"):
     upstream_model: _Name
     price_per_minute: _Price
     hit_price_per_minute: _Price | None = None
+    upstream_price_per_minute: _Price | None = None
     minimum_seconds: _Seconds = Decimal(0)
     quantized: bool = False
     languages: list[_Language] = []
@@ -272,7 +274,7 @@ class _Document(_Table):
     models: dict[_Name, _Model] = Field(min_length=1)
 
 
-def _catalog(document: _Document, environ: Mapping[str, str]) -> Catalog:
+def _catalog(document: _Document, environ: Mapping[str, str], *, embedded: bool) -> Catalog:
     providers = {name: _provider(name, entry, environ) for name, entry in document.providers.items()}
     models = [_model(name, entry, providers) for name, entry in document.models.items()]
     taken: dict[str, str] = {}
@@ -287,9 +289,12 @@ def _catalog(document: _Document, environ: Mapping[str, str]) -> Catalog:
         if provider.api_key.startswith("env:") and not environ.get(provider.api_key[4:], "").strip():
             logger.warning("the provider '%s' is left out: %s is not set", name, provider.api_key[4:])
             without.add(name)
+        elif not provider.base_url and not embedded:
+            logger.warning("the provider '%s' is left out: it has no address, and there is no engine here", name)
+            without.add(name)
     usable = [left for model in models if (left := model.without(without))]
     if not usable:
-        raise _Mistake(f"none can be served: there is no API key for {', '.join(sorted(without))}", "models")
+        raise _Mistake(f"none can be served: there is no key or address for {', '.join(sorted(without))}", "models")
     return Catalog(usable)
 
 
@@ -331,7 +336,7 @@ def _deployment(entry: _Deployment, provider: ProviderEntry, at: tuple[str | int
     for key, thing in (("response_format", entry.response_format), *((key, key) for key, has in said.items() if has)):
         if wire not in _ONLY.get(thing, (wire,)):
             raise _Mistake(f"leave it out: '{thing}' is for {', '.join(_ONLY[thing])} alone, not {wire}", *at, key)
-    price, hit = entry.price_per_minute, entry.hit_price_per_minute
+    price, hit, upstream = entry.price_per_minute, entry.hit_price_per_minute, entry.upstream_price_per_minute
     if hit is not None and hit > price:
         raise _Mistake(f"must be at most price_per_minute, {price}, not {hit}", *at, "hit_price_per_minute")
     charged = int(price * 1_000_000)
@@ -341,6 +346,7 @@ def _deployment(entry: _Deployment, provider: ProviderEntry, at: tuple[str | int
         upstream_model=entry.upstream_model,
         price=charged,
         hit_price=-(-charged // 10) if hit is None else int(hit * 1_000_000),
+        upstream_price=None if upstream is None else int(upstream * 1_000_000),
         minimum=int(entry.minimum_seconds * 10),
         quantized=entry.quantized,
         features=frozenset(f for f in Feature if said.get(f, f in usual)) if provider.base_url else None,
