@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from synthesized import Synthesized, shown
+from infra.environments import ENVIRONMENTS, InvalidEnvironment
+from synthesized import Synthesized, shown, synthesize
 from voxgate.multipart import Limits
 
 CACHING_DISABLED = "4135ea2d-6df8-44a3-9df3-4b5a84be39ad"
@@ -99,6 +102,18 @@ def test_the_rest_api_lets_in_nobody_but_cloudfront(each: Synthesized) -> None:
     assert shown(header["HeaderValue"]) == "{{resolve:secretsmanager:<EdgeOriginSecret>:SecretString:::}}"
     (association,) = each.properties("WAFv2::WebACLAssociation")
     assert shown(association["ResourceArn"]).endswith("/restapis/<ApiRestApi>/stages/<ApiRestApiDeploymentStagelive>")
+
+
+def test_another_version_of_the_origins_secret_changes_the_templates_at_both_ends(tmp_path: Path) -> None:
+    """CloudFormation resolves a reference again only where the template's text is another one."""
+    version = "01234567-89ab-cdef-0123-456789abcdef"
+    rotated = synthesize(dataclasses.replace(ENVIRONMENTS["dev"], origin_secret_version=version), tmp_path)
+    (header,) = _origins(rotated)["api"]["OriginCustomHeaders"]
+    (rule,) = rotated.one("WAFv2::WebACL", name="Service/EdgeOriginGuard")["Rules"]
+    assert shown(header["HeaderValue"]).endswith(f":SecretString:::{version}}}}}")
+    assert rule["Statement"]["ByteMatchStatement"]["SearchString"] == header["HeaderValue"]
+    with pytest.raises(InvalidEnvironment, match="origin_secret_version"):
+        dataclasses.replace(ENVIRONMENTS["dev"], origin_secret_version="the-new-one")
 
 
 def test_the_firewall_judges_no_body(each: Synthesized) -> None:

@@ -21,6 +21,7 @@ ALWAYS = {
     "LedgerUnclosed",
     "SweeperLate",
     "SweeperFails",
+    "AuditLate",
 }
 
 
@@ -52,9 +53,9 @@ def test_every_alarm_pages_tells_when_it_is_over_and_says_what_it_means(name: st
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_silence_is_an_alarm_for_the_sweeper_alone(name: str) -> None:
+def test_silence_is_an_alarm_for_what_runs_on_a_schedule_alone(name: str) -> None:
     loud = {key for key, alarm in pages(name).items() if alarm["TreatMissingData"] == "breaching"}
-    assert loud == {"SweeperLate"}
+    assert loud == {"SweeperLate", "AuditLate"}
     assert {a["TreatMissingData"] for k, a in pages(name).items() if k not in loud} == {"notBreaching"}
 
 
@@ -72,6 +73,23 @@ def test_any_difference_in_the_ledger_pages_at_once() -> None:
     alarm = pages("prod")["LedgerDiffers"]
     assert (alarm["Threshold"], alarm["ComparisonOperator"]) == (0, "GreaterThanThreshold")
     assert (alarm["Statistic"], alarm["EvaluationPeriods"]) == ("Maximum", 1)
+
+
+def test_a_day_without_an_audit_is_none_but_half_another_one_is_too_much() -> None:
+    alarm = pages("prod")["AuditLate"]
+    assert (alarm["MetricName"], alarm["Statistic"]) == ("LedgerDifference", "SampleCount")
+    assert (alarm["Threshold"], alarm["ComparisonOperator"]) == (1, "LessThanThreshold")
+    assert alarm["Period"] * alarm["EvaluationPeriods"] == 36 * 3600
+    assert alarm["DatapointsToAlarm"] == alarm["EvaluationPeriods"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_alarm_has_its_line_in_the_operators_manual(name: str) -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    for alarm in synthesized(name).all("CloudWatch::Alarm"):
+        called = re.sub(r"^Observability|^Api|[0-9A-F]{8}$", "", alarm)
+        if "TaskCount" not in alarm:  # those of the scaling, which page nobody
+            assert f"`{called}`" in manual, called
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -138,7 +138,8 @@ def test_every_key_of_a_deployment_is_read(tmp_path: Path) -> None:
         speed=0.05,
     )
     assert {field.name for field in fields(Deployment)} == {
-        "provider", "upstream_model", "price", "hit_price", "upstream_price", "minimum", "quantized", "features", "languages",
+        "provider", "upstream_model", "price", "hit_price", "upstream_price", "minimum", "quantized", "features",
+        "languages",
         "response_format", "max_bytes", "max_seconds", "containers", "speed",
     }, "a key that is not tried above"  # fmt: skip
 
