@@ -69,7 +69,9 @@ class Environment:
     """`account` None: the one of the credentials that deploy. `ingress` None deploys the Lambda path
     alone, `inference` None upstream providers alone. `cut` is the `Content-Length` in bytes above which an
     upload goes to the ingress; 0 sends it every upload. `provider_secrets` are the names of the providers'
-    keys in Secrets Manager, without the environment's prefix."""
+    keys in Secrets Manager, without the environment's prefix. `origin_secret_version` is the id of the version
+    of the origin's secret that CloudFront says; None is the first one, until another is put there.
+    `restored_table` is the name of one that was restored from a backup, to be used in place of the stack's own."""
 
     name: str
     account: str | None
@@ -84,6 +86,8 @@ class Environment:
     provider_secrets: tuple[str, ...] = ("openai", "groq", "mistral", "deepgram")
     catalog: str = "default"
     requests_per_address: int = 3000  # in five minutes
+    origin_secret_version: str | None = None
+    restored_table: str | None = None
     log_days: int = 30
     alarm_email: str | None = None
 
@@ -101,6 +105,16 @@ class Environment:
         self._check("cut", 0 <= self.cut <= _LARGEST_CUT, f"0 to {_LARGEST_CUT}, which is what Lambda can carry")
         self._check("cut", bool(self.cut) or self.ingress is not None, "more than 0 where there is no ingress")
         self._check("log_days", self.log_days in _LOG_DAYS, f"one of {', '.join(map(str, _LOG_DAYS))}")
+        version = self.origin_secret_version
+        self._check(
+            "origin_secret_version",
+            version is None or bool(re.fullmatch(r"[0-9A-Za-z-]{32,64}", version)),
+            "the id of a version in Secrets Manager",
+        )
+        name = self.restored_table
+        self._check(
+            "restored_table", name is None or bool(re.fullmatch(r"[\w.-]{3,255}", name)), "the name of a table, no ARN"
+        )
         self._check("api.timeout_seconds", 1 <= self.api.timeout_seconds <= 29, "1 to 29")
         for name, sizes in (("ingress", self.ingress), ("inference", self.inference)):
             if sizes is not None:

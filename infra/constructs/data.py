@@ -37,7 +37,12 @@ class Data(Construct):
             enable_key_rotation=True,
             removal_policy=self._kept,
         )
-        self.table = self._table()
+        own = self._table()
+        self.table = own if environment.restored_table is None else self._restored(environment.restored_table)
+        # Also while the restored one is used: no stack can drop an export in the deployment in which another
+        # stops reading it.
+        for exported in (own.table_name, own.table_arn):
+            Stack.of(self).export_value(exported)
         self.bucket = self._bucket()
         self.secrets = {name: self._secret(name) for name in environment.provider_secrets}
         # A fixed name each, so that no value of a secret has to be in a variable.
@@ -74,6 +79,10 @@ class Data(Construct):
             deletion_protection=self._environment.production,
             removal_policy=self._kept,
         )
+
+    def _restored(self, name: str) -> dynamodb.ITable:
+        arn = Stack.of(self).format_arn(service="dynamodb", resource="table", resource_name=name)
+        return dynamodb.Table.from_table_attributes(self, "Restored", table_arn=arn, encryption_key=self.key)
 
     def _bucket(self) -> s3.Bucket:
         logs = s3.Bucket(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from aws_cdk import CfnOutput, Duration
+from aws_cdk import CfnOutput, Duration, SecretValue
 from aws_cdk import aws_certificatemanager as acm
 from aws_cdk import aws_cloudfront as cloudfront
 from aws_cdk import aws_cloudfront_origins as origins
@@ -44,14 +44,16 @@ class Edge(Construct):
     ) -> None:
         """`web_acl` is an ARN."""
         super().__init__(scope, id)
-        self._secret = self._origin_secret(data)
-        OriginGuard(self, "OriginGuard", rest_api=api.rest_api, secret=self._secret)
+        # As a reference, which CloudFormation resolves when it deploys: the template has no value.
+        said = SecretValue.secrets_manager(
+            self._origin_secret(data).secret_arn, version_id=environment.origin_secret_version
+        ).unsafe_unwrap()
+        OriginGuard(self, "OriginGuard", rest_api=api.rest_api, said=said)
         self._headers = _security_headers(self)
         small = origins.RestApiOrigin(
             api.rest_api,
             origin_id="api",
-            # As a reference, which CloudFormation resolves when it deploys: the template has no value.
-            custom_headers={ORIGIN_HEADER: self._secret.secret_value.unsafe_unwrap()},
+            custom_headers={ORIGIN_HEADER: said},
             read_timeout=Duration.seconds(environment.api.timeout_seconds + 1),
         )
         domain = environment.domain

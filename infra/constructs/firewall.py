@@ -7,7 +7,6 @@ import json
 from aws_cdk import ArnFormat, Stack
 from aws_cdk import aws_apigateway as apigateway
 from aws_cdk import aws_logs as logs
-from aws_cdk import aws_secretsmanager as secretsmanager
 from aws_cdk import aws_wafv2 as wafv2
 from constructs import Construct
 
@@ -195,8 +194,9 @@ class OriginGuard(Construct):
         id: str,  # noqa: A002
         *,
         rest_api: apigateway.RestApi,
-        secret: secretsmanager.ISecret,
+        said: str,
     ) -> None:
+        """`said` is what the header has: a reference to it, not the value."""
         super().__init__(scope, id)
         acl = _ACL(
             self,
@@ -219,7 +219,7 @@ class OriginGuard(Construct):
                         byte_match_statement=_ACL.ByteMatchStatementProperty(
                             field_to_match=_ACL.FieldToMatchProperty(single_header={"Name": ORIGIN_HEADER}),
                             positional_constraint="EXACTLY",
-                            search_string=secret.secret_value.unsafe_unwrap(),  # as a reference, not the value
+                            search_string=said,
                             text_transformations=[_ACL.TextTransformationProperty(priority=0, type="NONE")],
                         )
                     ),

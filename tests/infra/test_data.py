@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from aws_cdk import App, Stack
 
 from infra.constructs.data import Data
 from infra.environments import ENVIRONMENTS, InvalidEnvironment
-from synthesized import Synthesized, shown
+from synthesized import Synthesized, shown, synthesize
 
 
 def test_the_table_is_the_one_that_the_store_expects(each: Synthesized) -> None:
@@ -26,6 +27,25 @@ def test_the_table_can_be_had_back_to_the_second_and_not_be_deleted_in_productio
     table = each.one("DynamoDB::Table")
     assert table["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}
     assert table["DeletionProtectionEnabled"] is each.environment.production
+
+
+def test_a_restored_table_takes_the_place_of_the_own_one_which_stays_exported(tmp_path: Path) -> None:
+    name = "Voxgate-prod-Data-restored"
+    restored = synthesize(dataclasses.replace(ENVIRONMENTS["prod"], account=None, restored_table=name), tmp_path)
+    for function in restored.properties("Lambda::Function"):
+        assert function["Environment"]["Variables"]["VOXGATE_TABLE"] == name
+    (rights,) = [
+        statement["Resource"]
+        for policy in restored.properties("IAM::Policy", name="SweeperHost")
+        for statement in policy["PolicyDocument"]["Statement"]
+        if "dynamodb:Query" in statement["Action"]
+    ]
+    assert shown(rights) == f"arn:aws:dynamodb:eu-central-1:<AWS::AccountId>:table/{name}"
+    assert len(restored.properties("DynamoDB::Table")) == 1
+    kept = [shown(output["Value"]) for output in restored.templates["Data"]["Outputs"].values() if "Export" in output]
+    assert {"<DataAccounts>", "<DataAccounts.Arn>"} <= set(kept)
+    with pytest.raises(InvalidEnvironment, match="restored_table"):
+        dataclasses.replace(ENVIRONMENTS["prod"], restored_table="arn:aws:dynamodb:::table/x")
 
 
 def test_accounts_audio_and_provider_keys_are_encrypted_by_the_key_of_the_environment(each: Synthesized) -> None:
