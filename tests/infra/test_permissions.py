@@ -64,7 +64,7 @@ IN_NETWORK = {
 
 @dataclass
 class Cloud:
-    """Production, deployed to moto. `said` is what the recognizer and the providers are told."""
+    """An environment that is deployed to moto, with a customer, a recognizer and providers."""
 
     deployed: Deployed
     synthesized: Synthesized
@@ -105,49 +105,51 @@ class Cloud:
 
 
 @pytest.fixture
-def cloud(prod: Synthesized, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cloud]:
-    for name, value in {
-        "DEFAULT_REGION": prod.environment.region,
-        "ACCESS_KEY_ID": "k",
-        "SECRET_ACCESS_KEY": "s",
-    }.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setenv("POWERTOOLS_LOG_LEVEL", "CRITICAL")
+def cloud(prod: Synthesized, tmp_path: Path) -> Iterator[Cloud]:
+    with on_moto(prod, tmp_path) as cloud:
+        yield cloud
+
+
+@contextlib.contextmanager
+def on_moto(synthesized: Synthesized, directory: Path) -> Iterator[Cloud]:
+    region = synthesized.environment.region
     recorder = Recorder()
     with contextlib.ExitStack() as stack:
+        credentials = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": region}
+        stack.enter_context(surroundings(credentials | {"POWERTOOLS_LOG_LEVEL": "CRITICAL"}))
         stack.enter_context(mock_aws())
         stack.enter_context(recorder.running())
         inference = stack.enter_context(Inference())
         upstreams = {address: stack.enter_context(kind()) for address, kind in UPSTREAMS.items()}
         known = {
             f"{name}.DNSName": inference.url.removeprefix("http://")
-            for name, _ in prod.all("ElasticLoadBalancingV2::LoadBalancer")
+            for name, _ in synthesized.all("ElasticLoadBalancingV2::LoadBalancer")
             if "Inference" in name
         }
         secrets = {}
-        for name, secret in prod.all("SecretsManager::Secret"):
+        for name, secret in synthesized.all("SecretsManager::Secret"):
             # Whose name is not given gets one of CloudFormation's.
             called = secret["Properties"].get("Name", name)
             stored = boto3.client("secretsmanager").create_secret(Name=called, SecretString=KEY)
             known[name] = secrets[called] = stored["ARN"]
-        for name, _ in prod.all("S3::Bucket"):
+        for name, _ in synthesized.all("S3::Bucket"):
             known[name] = name.replace("/", "-").lower()[:63]
-        deployed = Deployed(prod, known)
+        deployed = Deployed(synthesized, known)
         table = deployed.named("DynamoDB::Table", "Data/")
-        properties = prod.one("DynamoDB::Table")
+        properties = synthesized.one("DynamoDB::Table")
         boto3.client("dynamodb").create_table(
             TableName=table, **{name: properties[name] for name in ("KeySchema", "AttributeDefinitions", "BillingMode")}
         )
         (bucket,) = [
             known[name]
-            for name, one in prod.all("S3::Bucket")
+            for name, _ in synthesized.all("S3::Bucket")
             if name.startswith("Data/DataStaging") and "Log" not in name
         ]
-        here: Any = {"LocationConstraint": prod.environment.region}
+        here: Any = {"LocationConstraint": region}
         boto3.client("s3").create_bucket(Bucket=bucket, CreateBucketConfiguration=here)
-        needs = Needs(prod.environment.region, secrets, deployed.encrypted())
-        (tmp_path / "scratch").mkdir()
-        made = Cloud(deployed, prod, needs, recorder, inference, upstreams, tmp_path, table, bucket)
+        needs = Needs(region, secrets, deployed.encrypted())
+        (directory / "scratch").mkdir()
+        made = Cloud(deployed, synthesized, needs, recorder, inference, upstreams, directory, table, bucket)
         asyncio.run(furnish(made))
         yield made
 
@@ -307,6 +309,15 @@ def test_a_gateway_that_stages_may_put_and_remove_what_it_stages(cloud: Cloud, h
     assert missing(rights, asked) == []
     assert {need.action for need in asked if "/staging/" in need.resource} == {"s3:PutObject", "s3:DeleteObject"}
     assert not [right for right in spare(rights, asked) if right.resource.endswith("/staging/*")]
+
+
+def test_an_environment_without_inference_serves_by_its_providers_alone(dev: Synthesized, tmp_path: Path) -> None:
+    with on_moto(dev, tmp_path) as small:
+        with api(small) as client:
+            assert send(client, model="whisper-1").headers["x-voxgate-provider"] == "openai"
+            assert _own(client, {}).status_code == 404
+            assert client.get("/v1/balance").status_code == 200
+        assert missing(small.deployed.rights("ApiHostRole"), small.asked()) == []
 
 
 def test_the_sweeper_may_give_back_and_audit_and_no_more(cloud: Cloud) -> None:
