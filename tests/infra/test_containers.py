@@ -264,7 +264,7 @@ def started(build: Build, **environment: str) -> Iterator[Container]:
     log = root.parent / "log"
 
     def healthy() -> int:
-        return subprocess.run(in_path(probe), env=variables, check=False, capture_output=True, timeout=30).returncode
+        return subprocess.run(in_path(probe), env=variables, check=False, capture_output=True, timeout=60).returncode
 
     def in_path(words: list[str]) -> list[str]:
         found = shutil.which(words[0], path=variables["PATH"])
@@ -282,7 +282,7 @@ def started(build: Build, **environment: str) -> Iterator[Container]:
 
 
 def wait_for(url: str, container: Container) -> httpx.Response:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while True:
         assert container.process.poll() is None, container.log.read_text(encoding="utf-8")
         try:
@@ -297,7 +297,7 @@ def wait_for(url: str, container: Container) -> httpx.Response:
 
 def stopped(container: Container) -> int:
     container.process.send_signal(signal.SIGTERM)
-    return container.process.wait(30)
+    return container.process.wait(60)
 
 
 def files_of(root: Path) -> set[Path]:
@@ -309,7 +309,7 @@ def post(url: str, key: str | None = None, **form: Any) -> httpx.Response:
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     with SPEECH.open("rb") as audio:
         files = {"file": (SPEECH.name, audio)}
-        return httpx.post(f"{url}/v1/audio/transcriptions", headers=headers, data=form, files=files, timeout=60)
+        return httpx.post(f"{url}/v1/audio/transcriptions", headers=headers, data=form, files=files, timeout=120)
 
 
 @pytest.fixture
