@@ -8,7 +8,7 @@ dimension. What AWS measures (status codes, invocations) is not reported again.
     Errors                 Count         code      once for each failure, by the code in its envelope
     ProviderUnavailable    Count                   1 for a request that no provider could serve
     Latency                Milliseconds            of the whole request
-    StageLatency           Milliseconds  stage     of admit, receive, understand, attempt, settle
+    StageLatency           Milliseconds  stage     of receive, understand, hold, attempt, settle
     ProviderFailures       Count         provider  once for each failed attempt
     AudioSeconds           Seconds       provider  billable ones
     RevenueMicrodollars    None          provider  what the customer was charged
