@@ -79,7 +79,7 @@ class Cloud:
     account: str = ""
 
     def variables(self, stack: str, given: Any) -> dict[str, str]:
-        """As the template has them; only the volume and the catalogue's addresses are ones of this machine."""
+        """As the template has them; only the volume and the catalogue's addresses are others."""
         found = self.deployed.variables(stack, given)
         for name in ("VOXGATE_SPOOL_DIR", "TMPDIR"):
             if name in found:
