@@ -107,6 +107,7 @@ def start_server(data_dir: Path, command: str = "serve", **environment: str) -> 
             key = (data_dir / "api-key").read_text(encoding="ascii").strip()
             break
     else:
+        stop_server(process)
         raise AssertionError((data_dir / "log").read_text(encoding="utf-8"))
     deadline = time.monotonic() + 30
     while httpx.get(f"{url}/health").status_code != 200:

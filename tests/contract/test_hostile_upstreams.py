@@ -1242,11 +1242,9 @@ def test_a_key_that_was_changed_is_used_once_the_old_one_is_refused() -> None:
 
 
 CURIOUS = {
-    "odd": ("sk/+=x&y z", ""),
-    "quoted": ('a"b\\c', ""),
-    "user": (KEY, "user:urlpass"),
-    "user-coded": (KEY, "us%20er:url%2Fpass"),
-    **{f"short-{key}": (key, "") for key in "te1"},
+    "odd": "sk/+=x&y z",
+    "quoted": 'a"b\\c',
+    **{f"short-{key}": key for key in "te1"},
 }
 
 
@@ -1256,12 +1254,11 @@ def curious(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, 
     directory = tmp_path_factory.mktemp("curious")
     with OpenAIUpstream(key="") as upstream:
         lines, environment = [], {}
-        for number, (name, (key, user)) in enumerate(CURIOUS.items()):
-            url = upstream.base_url.replace("://", f"://{user}@" if user else "://")
+        for number, (name, key) in enumerate(CURIOUS.items()):
             lines += [
                 f'[providers."{name}"]',
                 'kind = "openai"',
-                f'base_url = "{url}"',
+                f'base_url = "{upstream.base_url}"',
                 f'api_key = "env:KEY_{number}"',
             ]
             offered = f'provider = "{name}", upstream_model = "{name}", price_per_minute = "0.001"'
@@ -1289,9 +1286,9 @@ def seen(curious: Curious, name: str, said: dict[str, Any], **form: Any) -> dict
     return found
 
 
-@pytest.mark.parametrize("name", ["odd", "quoted", "user"])
+@pytest.mark.parametrize("name", ["odd", "quoted"])
 def test_no_form_of_a_key_is_seen(curious: Curious, name: str) -> None:
-    key = CURIOUS[name][0]
+    key = CURIOUS[name]
     said = {form: [form, {"header": f"x {form} y"}] for form in forms_of(key)}
     shown = seen(curious, name, {"text": TEXT, "heard": said}, prompt=f"my {key}")
     texts = "\n".join(texts_in(shown))
@@ -1306,14 +1303,6 @@ def texts_in(value: Any) -> Iterator[str]:
     elif isinstance(value, dict | list):
         for each in [*value, *value.values()] if isinstance(value, dict) else value:
             yield from texts_in(each)
-
-
-@pytest.mark.parametrize("name", ["user", "user-coded"])
-def test_who_is_named_in_an_address_is_not_seen(curious: Curious, name: str) -> None:
-    shown = seen(curious, name, {"text": TEXT})
-    for secret in ("urlpass", "url%2Fpass", "url/pass", "user", "us%20er"):
-        assert secret not in json.dumps(shown["raw_request"]["url"])
-    assert shown["raw_request"]["url"] == curious[2].url + "/v1/audio/transcriptions"
 
 
 @pytest.mark.parametrize("name", [name for name in CURIOUS if name.startswith("short")])

@@ -60,9 +60,11 @@ class Inference:
         text = f"{self.text} {next(self._numbers)}"
         heard = {"start": 0.0, "end": 1.0}
         segments = [heard | {"id": 0, "text": f" {text}"}]
-        words = [heard | {"word": word, "confidence": 0.5} for word in text.split()]
+        words = [
+            heard | {"word": word, "confidence": 0.5} for word in text.split()[:1000]
+        ]  # a long one would be more than is read
         body = {"task": "transcribe", "language": "english", "duration": 1.0, "text": text}
-        return 200, json.dumps(body | {"segments": segments, "words": words}).encode()
+        return 200, json.dumps(body | {"segments": segments, "words": words}, ensure_ascii=False).encode()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
