@@ -130,6 +130,8 @@ def _command(actions: Any, name: str, what: str, action: Action, *places: str) -
         parser.add_argument(place.lower().replace("-", "_"), metavar=place, type=kind, help=helps.get(place))
     add_data_dir(parser)
     parser.add_argument("--table", metavar="NAME", help="the DynamoDB table of a deployment, instead of a directory")
+    parser.add_argument("--region", metavar="REGION", help="the table's region (default: as AWS's own tools find it)")
+    parser.add_argument("--profile", metavar="NAME", help="whose credentials to use (default: likewise)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(command=lambda arguments: asyncio.run(_run(action, arguments)))
     return parser
@@ -151,6 +153,9 @@ async def _run(action: Action, arguments: Arguments) -> int:
     from voxgate.wiring import build_store
 
     settings = settings_of(arguments)
+    for variable, value in (("AWS_DEFAULT_REGION", arguments.region), ("AWS_PROFILE", arguments.profile)):
+        if value:
+            os.environ[variable] = value
     try:
         store = build_store(settings)
         try:

@@ -52,16 +52,14 @@ def _parser() -> argparse.ArgumentParser:
     transcribe.add_argument(
         "--output", type=Path, metavar="PATH", help="a file, or for several FILEs a directory (default: print)"
     )
-    transcribe.add_argument("--model", default="whisper-1")
     transcribe.add_argument("--language", help="the audio's language, such as en")
     transcribe.add_argument("--prompt", help="text that guides the style or spells names")
-    transcribe.add_argument(
-        "--base-url",
-        default=os.environ.get("VOXGATE_BASE_URL", "http://127.0.0.1:8000"),
-        help="the gateway (default: VOXGATE_BASE_URL, else %(default)s)",
-    )
-    transcribe.add_argument("--api-key", default=os.environ.get("VOXGATE_API_KEY"), help="default: VOXGATE_API_KEY")
+    _gateway(transcribe)
     transcribe.set_defaults(command=_transcribe)
+
+    smoke = commands.add_parser("smoke", help="try a deployment from outside, as its customers do")
+    _gateway(smoke)
+    smoke.set_defaults(command=_smoke)
 
     inference = commands.add_parser("inference", help="run the recognizer alone, for other machines' gateways")
     _address(inference, 8100)
@@ -74,6 +72,16 @@ def _parser() -> argparse.ArgumentParser:
 
     admin.add_commands(commands)
     return parser
+
+
+def _gateway(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--base-url",
+        default=os.environ.get("VOXGATE_BASE_URL", "http://127.0.0.1:8000"),
+        help="the gateway (default: VOXGATE_BASE_URL, else %(default)s)",
+    )
+    parser.add_argument("--api-key", default=os.environ.get("VOXGATE_API_KEY"), help="default: VOXGATE_API_KEY")
+    parser.add_argument("--model", default="whisper-1")
 
 
 def _address(parser: argparse.ArgumentParser, port: int) -> None:
@@ -173,6 +181,20 @@ def _transcribe(arguments: Arguments) -> int:
             print(text if text.endswith("\n") else f"{text}\n", end="", flush=True)
         else:
             target.write_text(text, encoding="utf-8")
+    return 1 if failed else 0
+
+
+def _smoke(arguments: Arguments) -> int:
+    from voxgate.smoke import smoke
+
+    if not arguments.api_key:
+        sys.exit("voxgate: set VOXGATE_API_KEY or give --api-key.")
+    failed = 0
+    for step in smoke(arguments.base_url, arguments.api_key, model=arguments.model):
+        print(f"{'FAILED' if step.problem else 'ok':<6}  {step.milliseconds:6.0f} ms  {step.name}", flush=True)
+        if step.problem:
+            print(f"        {step.problem}", file=sys.stderr)
+            failed += 1
     return 1 if failed else 0
 
 

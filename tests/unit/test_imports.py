@@ -23,7 +23,7 @@ RANKS = {
     "metering": 3,
     "transcribe": 5,
     "wiring": 6,
-    "hosts": 7, "client": 7, "admin": 7,
+    "hosts": 7, "client": 7, "smoke": 7, "admin": 7,
     "cli": 8,
     "__main__": 9, "api": 9, "ingress": 9, "inference": 9, "sweep": 9,
 }  # fmt: skip

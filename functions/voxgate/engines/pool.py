@@ -174,7 +174,12 @@ class _Worker:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=_LINE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            # ONNX Runtime, which finds where there is speech, would report to its makers.
+            env={
+                "ORT_DISABLE_TELEMETRY": "1",
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            },
         )
         hello = await self._message()
         languages = hello["languages"]

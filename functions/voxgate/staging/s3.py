@@ -75,7 +75,10 @@ class S3Staging:
         def work() -> None:
             try:
                 found = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
-            except self._client.exceptions.NoSuchKey as error:
+            except self._client.exceptions.ClientError as error:
+                # Without the right to list the bucket, S3 says 403 of what is not there.
+                if error.response["Error"]["Code"] not in ("NoSuchKey", "AccessDenied"):
+                    raise
                 raise KeyError(f"There is nothing at '{reference}'.") from error
             with contextlib.closing(found["Body"]) as body:
                 if found["ContentLength"] > limit:
