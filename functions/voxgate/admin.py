@@ -88,7 +88,7 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
 
 def settings_of(arguments: Arguments) -> Settings:
     settings = Settings.from_environment()
-    given = {name: getattr(arguments, name, None) for name in ("data_dir", "catalog", "table")}
+    given = {name: getattr(arguments, name, None) for name in ("data_dir", "catalog", "table", "region", "profile")}
     if given["data_dir"] is not None and given["table"] is None:
         given["table"] = ""  # what is said on the command line goes before the environment
     return dataclasses.replace(settings, **{name: value for name, value in given.items() if value is not None})
@@ -153,9 +153,6 @@ async def _run(action: Action, arguments: Arguments) -> int:
     from voxgate.wiring import build_store
 
     settings = settings_of(arguments)
-    for variable, value in (("AWS_DEFAULT_REGION", arguments.region), ("AWS_PROFILE", arguments.profile)):
-        if value:
-            os.environ[variable] = value
     try:
         store = build_store(settings)
         try:

@@ -20,9 +20,10 @@ class Settings:
     `whisper_model` is a model's directory or hub name; empty means the embedded pocketsphinx.
     `inference_url` is another machine's `voxgate inference`; empty means this machine's engine.
     `table` is a DynamoDB table and `staging_bucket` an S3 bucket, encrypted with the KMS key `staging_key`;
-    empty means files in `data_dir`. `environment` is the deployment's name, with which metrics are written
-    to the standard output; with `embedded` 0 there is no engine in this process; `drain_seconds` is what
-    requests under way have left when a server is told to end.
+    empty means files in `data_dir`. The table's `region`, and the `profile` whose credentials are used, are
+    found as AWS's own tools find them where they are empty. `environment` is the deployment's name, with
+    which metrics are written to the standard output; with `embedded` 0 there is no engine in this process;
+    `drain_seconds` is what requests under way have left when a server is told to end.
     The rates and `concurrent_requests` are each account's, those of `key_` each key's, where none are
     set for it; 0 of a key's means those of its account.
     """
@@ -48,6 +49,8 @@ class Settings:
     table: str = ""
     staging_bucket: str = ""
     staging_key: str = ""
+    region: str = ""
+    profile: str = ""
     environment: str = ""
     embedded: int = 1
     drain_seconds: int = 30

@@ -178,8 +178,9 @@ def _embedded(pool: EnginePool, settings: Settings) -> Provider:
 def build_store(settings: Settings) -> Store:
     if settings.table:
         from voxgate.accounts.dynamodb import DynamoStore
+        from voxgate.accounts.table import new_client
 
-        return DynamoStore(settings.table)
+        return DynamoStore(settings.table, client=new_client(settings.region, settings.profile))
     from voxgate.accounts.sqlite import SqliteStore
 
     return SqliteStore(settings.data_dir / "voxgate.sqlite")

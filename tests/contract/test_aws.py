@@ -125,6 +125,26 @@ def test_the_command_line_works_on_the_table(cloud: Cloud, capsys: pytest.Captur
     assert "whisper-1" in said
 
 
+def test_the_command_line_takes_a_region_and_a_profile(
+    cloud: Cloud, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    profiles = tmp_path / "config"
+    profiles.write_text(
+        "[profile ops]\nregion = eu-central-1\naws_access_key_id = k\naws_secret_access_key = s\n", encoding="utf-8"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(profiles))
+    for options, status in (
+        (["--region", "eu-central-1"], 0),
+        (["--profile", "ops"], 0),
+        (["--region", "us-west-2"], "ResourceNotFoundException"),
+        (["--profile", "nobody"], "nobody"),
+    ):
+        with pytest.raises(SystemExit) as done:
+            main(["accounts", "list", "--table", "voxgate", *options])
+        assert done.value.code == status or str(status) in str(done.value.code)
+    assert "acme" in capsys.readouterr().out
+
+
 def test_the_scheduled_sweep_counts_what_it_gave_back(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VOXGATE_TABLE", "voxgate")
     from sweep.handler import handler

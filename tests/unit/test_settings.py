@@ -33,6 +33,8 @@ GIVEN: dict[str, tuple[str, object]] = {
     "staging_bucket": ("voxgate-staging", "voxgate-staging"),
     "staging_key": ("arn:aws:kms:eu-central-1:1:key/k", "arn:aws:kms:eu-central-1:1:key/k"),
     "environment": ("prod", "prod"),
+    "region": ("eu-west-1", "eu-west-1"),
+    "profile": ("ops", "ops"),
     "embedded": ("0", 0),
     "drain_seconds": ("110", 110),
     "data_dir": ("/var/lib/voxgate", Path("/var/lib/voxgate")),

@@ -49,7 +49,7 @@ class Table:
 
     def __init__(self, name: str, client: DynamoDBClient | None) -> None:
         self.name = name
-        self._client = client or _new_client()
+        self._client = client or new_client()
 
     def get(self, pk: str, sk: str) -> Item | None:
         answer = self._client.get_item(TableName=self.name, Key=key_of(pk, sk), ConsistentRead=True)
@@ -221,14 +221,16 @@ class Update(Write):
         return {**super().rendered(table), "UpdateExpression": " ".join(parts)}
 
 
-def _new_client() -> DynamoDBClient:
+def new_client(region: str = "", profile: str = "") -> DynamoDBClient:
+    """Region and credentials are found as AWS's own tools find them, unless they are named."""
     import boto3
     from botocore.config import Config
 
     config = Config(
         retries={"mode": "standard", "max_attempts": 4}, connect_timeout=2, read_timeout=5, max_pool_connections=32
     )
-    return boto3.session.Session().client("dynamodb", config=config)
+    session = boto3.session.Session(region_name=region or None, profile_name=profile or None)
+    return session.client("dynamodb", config=config)
 
 
 def tries() -> Iterator[int]:
