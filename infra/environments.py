@@ -138,6 +138,24 @@ class Environment:
             raise InvalidEnvironment(f"The environment '{self.name}': {name} must be {what}.")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """`repository` is the one on GitHub whose workflows deploy, as its OIDC tokens name it: `OWNER/NAME`, or with
+    ids, as `OWNER@1/NAME@2`, where GitHub adds them. `region` is where its stack is; the roles in it are global.
+    `provider` False where the account has GitHub as an identity provider already, of which it takes only one."""
+
+    repository: str
+    region: str = "eu-central-1"
+    provider: bool = True
+
+    def __post_init__(self) -> None:
+        # In a subject of IAM's, `*` and `?` would let other repositories in.
+        if not re.fullmatch(r"[\w-]+(@\d+)?/[\w.-]+(@\d+)?", self.repository, re.ASCII):
+            raise InvalidEnvironment("The pipeline: repository must be OWNER/NAME, as GitHub's tokens have it.")
+
+
+PIPELINE = Pipeline(repository="example/voxgate")
+
 _ACCOUNT = os.environ.get("CDK_DEFAULT_ACCOUNT")
 
 ENVIRONMENTS = {
@@ -175,6 +193,11 @@ ENVIRONMENTS = {
         ),
     )
 }
+
+
+def deployed_to(account: str | None) -> tuple[Environment, ...]:
+    """Those of an account; None is the one of the credentials."""
+    return tuple(one for one in ENVIRONMENTS.values() if one.account == account)
 
 
 def named(name: str) -> Environment:

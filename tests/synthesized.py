@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import re
@@ -10,18 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infra.app import build
-from infra.environments import Environment
+from infra.app import build, build_pipeline
+from infra.environments import ENVIRONMENTS, PIPELINE, Environment
 
 Resource = Mapping[str, Any]
 STACKS = ("Data", "Front", "Service")
 
 
-@dataclass(frozen=True, slots=True)
-class Synthesized:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Templates:
     """`templates` are by the names of their stacks, without the environment's prefix."""
 
-    environment: Environment
     directory: Path
     templates: Mapping[str, Mapping[str, Any]]
 
@@ -41,6 +41,21 @@ class Synthesized:
         return found
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Synthesized(Templates):
+    """Of one environment."""
+
+    environment: Environment
+
+
+def synthesize_pipeline(directory: Path) -> Templates:
+    """What an account has once, for all environments."""
+    deployed = [dataclasses.replace(one, account=None) for one in ENVIRONMENTS.values()]
+    build_pipeline(PIPELINE, account=None, deployed=deployed, outdir=directory).synth()
+    file = directory / "Voxgate-Pipeline.template.json"
+    return Templates(directory=directory, templates={"Pipeline": json.loads(file.read_text(encoding="utf-8"))})
+
+
 def synthesize(environment: Environment, directory: Path) -> Synthesized:
     """Without the dependency layer, which takes a minute. What is there already is read."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -52,7 +67,9 @@ def synthesize(environment: Environment, directory: Path) -> Synthesized:
             whole.touch()
     files = {stack: directory / f"Voxgate-{environment.name}-{stack}.template.json" for stack in STACKS}
     return Synthesized(
-        environment, directory, {stack: json.loads(file.read_text(encoding="utf-8")) for stack, file in files.items()}
+        environment=environment,
+        directory=directory,
+        templates={stack: json.loads(file.read_text(encoding="utf-8")) for stack, file in files.items()},
     )
 
 

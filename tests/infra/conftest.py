@@ -6,7 +6,7 @@ import os
 import pytest
 
 from infra.environments import ENVIRONMENTS
-from synthesized import Synthesized, synthesize
+from synthesized import Synthesized, Templates, synthesize, synthesize_pipeline
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +39,9 @@ def prod(environments: dict[str, Synthesized]) -> Synthesized:
 def dev(environments: dict[str, Synthesized]) -> Synthesized:
     """Without ingress, inference and domain."""
     return environments["dev"]
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Templates:
+    """What an account has once, for all environments."""
+    return synthesize_pipeline(tmp_path_factory.mktemp("pipeline"))
