@@ -106,7 +106,7 @@ def test_a_comparison_runs_nothing_of_the_pull_requests(jobs: dict[str, Any]) ->
     steps = jobs["diff"]["steps"]
     assert not [step for step in steps if "actions/checkout@" in step.get("uses", "")]
     (command,) = [step["run"] for step in steps if "run" in step]
-    assert command.startswith('npx --yes "$CDK" diff --app assembly --all --method=template')
+    assert command.startswith('npx --yes "$CDK" diff --app assembly --method=template')
     assert jobs["diff"]["needs"] == "synth"
 
 
