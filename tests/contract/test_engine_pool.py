@@ -65,7 +65,7 @@ def busy(server: Server) -> bool:
     return bool(sum(p.cpu_times().user for p in engines(server)) - before > 0.15)
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_for(what: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, "it did not come about"

@@ -47,7 +47,7 @@ COSTS = {"a": 52, "b": 104, "c": 155}  # 31 tenths of a second at 1,000, 2,000 a
 PRICES = {"a": "0.001", "b": "0.002", "c": "0.003"}
 BAD = Script(status=503)
 LATE = Script(delay=20)
-FIRST_BYTE, PROVIDER = 0.5, 0.9
+FIRST_BYTE, PROVIDER = 1.0, 1.6  # seconds, of which a busy machine needs some itself
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,8 @@ def exchange(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exchange]:
 
 @pytest.fixture(scope="module")
 def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exchange]:
-    """One that gives each request a second in all."""
-    with opened(tmp_path_factory.mktemp("hasty"), VOXGATE_REQUEST_TIMEOUT="1") as exchange:
+    """One that gives each request three seconds in all."""
+    with opened(tmp_path_factory.mktemp("hasty"), VOXGATE_REQUEST_TIMEOUT="3") as exchange:
         exchange.request("good")
         yield exchange
 
@@ -275,8 +275,8 @@ def test_an_answer_that_cannot_be_told_is_a_failure(exchange: Exchange, model: s
 
 @pytest.mark.parametrize(("fault", "limit"), [("late", FIRST_BYTE), ("stall", FIRST_BYTE), ("drip", PROVIDER)])
 def test_no_attempt_takes_longer_than_it_may(matrix: Any, fault: str, limit: float) -> None:
-    assert 2 * limit <= matrix[fault, "first"].seconds < 2 * limit + 1.5
-    assert 6 * limit <= matrix[fault, "every"].seconds < 6 * limit + 2.5
+    assert 2 * limit <= matrix[fault, "first"].seconds < 2 * limit + 4
+    assert 6 * limit <= matrix[fault, "every"].seconds < 6 * limit + 6
 
 
 # --- Rate limits ------------------------------------------------------------------------------------
@@ -354,15 +354,15 @@ def test_all_attempts_share_one_deadline(hasty: Exchange) -> None:
     hasty.always("given-up", a=LATE, b=LATE, c=LATE)
     answer = hasty.request("given-up")
     failed(hasty, answer, ["a: transient", "b: transient", "c: transient"])
-    assert 0.95 <= answer.seconds <= 1.1
+    assert 2.95 <= answer.seconds <= 3.3
     assert hasty.asked("given-up") == "a1b1c1"
 
 
 def test_the_rest_of_the_time_is_the_next_ones(hasty: Exchange) -> None:
-    hasty.always("slow-first", a=Script(status=402, delay=0.25), b=LATE)
+    hasty.always("slow-first", a=Script(status=402, delay=0.75), b=LATE)
     answer = hasty.request("slow-first")
     assert answer.served == ("c", "3")
-    assert answer.seconds <= 1.0
+    assert answer.seconds <= 3.0
 
 
 def in_process(
@@ -410,10 +410,10 @@ def in_process(
 
 def test_the_pause_before_a_retry_ends_with_the_deadline() -> None:
     with OpenAIUpstream() as upstream:
-        upstream.always(Script(status=500, delay=0.9))
-        seconds, message = in_process(upstream, seconds=1.0, pause=0.25)
+        upstream.always(Script(status=500, delay=2.8))
+        seconds, message = in_process(upstream, seconds=3.0, pause=0.25)
         assert "a: transient (500)" in message
-        assert seconds <= 1.1
+        assert seconds <= 3.3
         assert len(upstream.sent) == 1
 
 
@@ -510,7 +510,7 @@ def test_one_bad_and_one_silent_provider_of_three_cost_nobody_an_answer(exchange
         answers = list(clients.map(lambda _: exchange.request("breaker", customer=customer), range(500)))
     assert Counter(answer.status for answer in answers) == {200: 500}
     assert {answer.served[0] for answer in answers} == {"c"}
-    assert sum(answer.seconds > 1 for answer in answers) <= 16  # those that were there before it opened
+    assert sum(answer.seconds > 1.5 * FIRST_BYTE for answer in answers) <= 16  # those that were there before it opened
     assert exchange.office.money(customer.account) == (10**8 - 500 * COSTS["c"], 0)
     # Once it is open the others are not asked; what that costs is measured by the benches.
     after = [exchange.request("breaker", customer=customer).served for _ in range(30)]
