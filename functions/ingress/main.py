@@ -10,7 +10,9 @@ from voxgate.wiring import build_gateway, build_store
 
 settings = Settings.from_environment()
 gateway = build_gateway(settings, build_store(settings))
-app = AsgiApp(build_application(gateway), start=gateway.start, stop=gateway.close)
+app = AsgiApp(
+    build_application(gateway), start=gateway.start, stop=gateway.close, slowest_upload=settings.slowest_upload
+)
 
 if __name__ == "__main__":
     serve(app, drain_seconds=settings.drain_seconds)

@@ -57,7 +57,7 @@ def ttl(headers: Mapping[str, str], usual: int | None) -> int | None:
 
 def entry_id(request: TranscriptionRequest, audio: bytes) -> str:
     """`audio` is the digest of the file's bytes."""
-    plain = dataclasses.replace(request, response_format=ResponseFormat.JSON, ignored=())
+    plain = dataclasses.replace(request, response_format=ResponseFormat.JSON, stream=False, ignored=())
     asked = json.dumps(dataclasses.asdict(plain), sort_keys=True, default=sorted)
     return hashlib.sha256(asked.encode() + b"\0" + audio).hexdigest()
 

@@ -119,7 +119,7 @@ def _serve(arguments: Arguments) -> int:
         else:
             print(f"API key of the account 'local' ({settings.data_dir / 'api-key'}): {shown}", flush=True)
 
-    app = AsgiApp(build_application(gateway), start=start, stop=gateway.close)
+    app = AsgiApp(build_application(gateway), start=start, stop=gateway.close, slowest_upload=settings.slowest_upload)
     run(app, listening, drain_seconds=settings.drain_seconds)
     return 0
 

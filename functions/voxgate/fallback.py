@@ -93,7 +93,12 @@ class Fallback:
         self._uniform = uniform
 
     async def serve(
-        self, prepared: Prepared, deployments: tuple[Deployment, ...], *, attempted: Callable[[int], None]
+        self,
+        prepared: Prepared,
+        deployments: tuple[Deployment, ...],
+        *,
+        attempted: Callable[[int], None],
+        told: Callable[[], bool] = lambda: False,
     ) -> Served:
         """Each deployment has its share of what is left of the time. Raises `InvalidInput` where a provider
         finds fault with the request, `RateLimited` or `Overloaded` where all are at their limits, and else
@@ -127,6 +132,8 @@ class Fallback:
                 if isinstance(outcome, Served):
                     return outcome
                 failures.append(outcome)
+                if told():  # nobody else can go on from there
+                    raise _unavailable(failures)
                 if outcome.failure is not FailureClass.TRANSIENT or not self._health.available(deployment.id):
                     break
         raise _unavailable(failures)
@@ -140,7 +147,7 @@ class Fallback:
         try:
             async with asyncio.timeout_at(until):
                 call = await prepared.call(deployment)
-            asked, begun = True, clock()
+            asked, begun, waited = True, clock(), prepared.waited
             limit = min(self._provider_timeout, until - begun)
             async with asyncio.timeout(limit):
                 transcript = await self._providers[deployment.provider.name].transcribe(call)
@@ -158,7 +165,7 @@ class Fallback:
             judged = asked and error.failure is not FailureClass.UNSUPPORTED
             return await self._failed(deployment, attempt if judged else None, error)
         else:
-            judged, latency = True, clock() - begun
+            judged, latency = True, clock() - begun - (prepared.waited - waited)
             if self._health.succeeded(deployment.id, attempt, latency=latency, duration=call.duration):
                 logger.info("%s serves again", deployment.id)
                 await self._report(deployment)

@@ -111,6 +111,16 @@ class Transcript:
         return sum(c * weight for c, weight in known) / total if total else None
 
 
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of a transcript that is still being made: its text as it follows on the pieces before, up
+    to `end` seconds, and the segment that it is, where it is a whole one."""
+
+    text: str
+    end: float | None = None
+    segment: Segment | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routing:
     """The request's own say in which deployments may serve it."""
@@ -139,6 +149,7 @@ class TranscriptionRequest:
     response_format: ResponseFormat = ResponseFormat.JSON
     granularities: frozenset[Granularity] = frozenset({Granularity.SEGMENT})
     translate: bool = False
+    stream: bool = False
     keywords: tuple[str, ...] = ()
     routing: Routing = Routing()
     required: Mapping[Feature, str] = field(default_factory=dict)

@@ -24,6 +24,7 @@ class Settings:
     found as AWS's own tools find them where they are empty. `environment` is the deployment's name, with
     which metrics are written to the standard output; with `embedded` 0 there is no engine in this process;
     `drain_seconds` is what requests under way have left when a server is told to end.
+    A server takes `uploads_at_once`, and gives up one that brings fewer than `slowest_upload` bytes a second.
     The rates and `concurrent_requests` are each account's, those of `key_` each key's, where none are
     set for it; 0 of a key's means those of its account.
     """
@@ -37,6 +38,8 @@ class Settings:
     provider_connect_timeout: float = 5.0
     provider_first_byte_timeout: float = 600.0
     request_timeout: float = 600.0
+    uploads_at_once: int = 128
+    slowest_upload: int = 1024
     max_audio_seconds: float = 4 * 3600.0
     engine_workers: int = 0  # 0: as many as suit the engine and the machine
     engine_queue: int = 64

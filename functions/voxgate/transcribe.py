@@ -7,23 +7,27 @@ body where its length is declared, the form while it arrives, the audio before a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from voxgate.accounts.credentials import Caller
 from voxgate.audio import UnusableAudio
 from voxgate.audio.sniff import Container
 from voxgate.cache import Cache, entry_id, ttl
 from voxgate.catalog import Catalog, Deployment, Model, started_tenths
-from voxgate.dialects import Dialect
+from voxgate.dialects import Dialect, StreamingDialect
 from voxgate.errors import (
+    ClientGone,
     Forbidden,
     InvalidInput,
     ModelNotFound,
+    Overloaded,
     ProviderError,
     ProviderUnavailable,
     RequestTimeout,
@@ -31,9 +35,10 @@ from voxgate.errors import (
     VoxgateError,
 )
 from voxgate.fallback import Fallback, Outages, Served
+from voxgate.formats import Body
 from voxgate.metering import Gate, Reply, Tab, fingerprint
 from voxgate.metrics import Metrics
-from voxgate.model import CacheHit, Capabilities, Exchange, Outcome, TranscriptionRequest
+from voxgate.model import CacheHit, Capabilities, Exchange, Outcome, ResponseFormat, TranscriptionRequest
 from voxgate.multipart import Limits
 from voxgate.providers import Provider
 from voxgate.providers.prepare import Prepared
@@ -41,6 +46,7 @@ from voxgate.receive import Form, Upload, receive
 from voxgate.routing import Asked, choose
 from voxgate.routing.health import Health
 from voxgate.staging import References, Staging
+from voxgate.streaming import CONTENT_TYPE, HEADERS, Events, Narrator
 from voxgate.tasks import Threads, whole
 
 logger = logging.getLogger(__name__)
@@ -53,13 +59,14 @@ _REFERENCE = "s3"  # the field of a form whose audio is staged
 class Incoming:
     """A request as a host hands it over: headers in lower case, the body not yet read.
     `content_length` is None where the client did not say. `told` takes the headers that the answer
-    is to carry, whatever it will be."""
+    is to carry, whatever it will be, and `events` the pieces of a transcript, where the client wants them."""
 
     id: str
     headers: Mapping[str, str]
     body: AsyncIterator[bytes]
     content_length: int | None
     told: MutableMapping[str, str]
+    events: Events
 
 
 class Transcriber:
@@ -83,6 +90,7 @@ class Transcriber:
         references: References | None = None,
         cache: Cache | None = None,
         metrics: Metrics | None = None,
+        uploads_at_once: int = 0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._catalog = catalog
@@ -96,6 +104,8 @@ class Transcriber:
         self._staging = staging
         self._references = references
         self._cache = cache
+        self._uploads = 0
+        self._uploads_at_once = uploads_at_once
         self.metrics = metrics or Metrics()
         self._fallback = Fallback(
             providers=providers,
@@ -116,6 +126,8 @@ class Transcriber:
             incoming.id, dialect.name, incoming.headers, dialect.key_header, incoming.told
         ) as tab:
             self._refuse_by_length(dialect, incoming.content_length)
+            if 0 < self._uploads_at_once <= self._uploads:
+                raise Overloaded("This server takes no more uploads at once; try again.", retry_after=1)
             try:
                 with Upload(self._spool_dir) as upload:
                     return await self._serve(dialect, incoming, tab, upload)
@@ -143,6 +155,12 @@ class Transcriber:
         fields = tuple((field.name, field.value) for field in form.fields)
         same = fingerprint(account_id, dialect.path, fields, measured.digest) if tab.replayable else ""
         exchange = Exchange() if tab.caller.debug else None
+        narrator = None
+        if request.stream:
+            diarized = request.response_format is ResponseFormat.DIARIZED_JSON
+            narrator = Narrator(cast(StreamingDialect, dialect), incoming.events, diarized=diarized)
+        if request.ignored:
+            incoming.told["x-voxgate-ignored-params"] = _header(request.ignored)
         async with Prepared(
             request=request,
             audio=upload,
@@ -153,6 +171,7 @@ class Transcriber:
             ids=(account_id, incoming.id),
             exchange=exchange,
             threads=self._converters,
+            heard=narrator.heard if narrator else None,
         ) as prepared:
             if served is None and not tab.replayable:  # that one may have its answer already
                 prepared.begin(deployments[0])
@@ -160,28 +179,48 @@ class Transcriber:
                 replayed = await tab.hold(most, tenths=started_tenths(duration), fingerprint=same)
             if replayed is not None:
                 return replayed
-            if served is None:
-                with self.metrics.stage("attempt"):
-                    served = await self._attempt(incoming, tab, prepared, deployments)
-        outcome = Outcome(
-            id=incoming.id,
-            created=int(self._clock()),
-            request=request,
-            transcript=served.transcript,
-            provider=served.deployment.provider.name,
-            upstream_model=served.deployment.upstream_model,
-            language_style=models[0].language_style,
-            latency=served.latency,
-            attempts=served.attempts,
-            converted=served.converted,
-            hit=hit,
-            exchange=exchange,
-        )
-        reply = await self._answer(dialect, tab, outcome, served.deployment)
+            async with self._charged_as_far(tab, prepared, narrator, duration):
+                if served is None:
+                    with self.metrics.stage("attempt"):
+                        served = await self._attempt(incoming, tab, prepared, deployments, narrator)
+                outcome = Outcome(
+                    id=incoming.id,
+                    created=int(self._clock()),
+                    request=request,
+                    transcript=served.transcript,
+                    provider=served.deployment.provider.name,
+                    upstream_model=served.deployment.upstream_model,
+                    language_style=models[0].language_style,
+                    latency=served.latency,
+                    attempts=served.attempts,
+                    converted=served.converted,
+                    hit=hit,
+                    exchange=exchange,
+                )
+                reply = await self._answer(dialect, tab, outcome, served.deployment, narrator)
         # What nobody paid for is not kept, nor that nothing was heard.
         if self._cache is not None and keep and entry and hit is None and served.transcript.text:
             await self._cache.put(account_id, entry, served.deployment.id, served.transcript, ttl=keep)
         return reply
+
+    @contextlib.asynccontextmanager
+    async def _charged_as_far(
+        self, tab: Tab, prepared: Prepared, narrator: Narrator | None, duration: float
+    ) -> AsyncIterator[None]:
+        """A client that hangs up pays for what it was told, as it pays for nothing where it was told nothing."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            if narrator is not None and narrator.heard_until and prepared.serving is not None:
+                serving, until = prepared.serving, min(narrator.heard_until, duration)
+                tab.note(
+                    status=ClientGone.status,
+                    provider=serving.provider.name,
+                    deployment=serving.upstream_model,
+                    seconds=serving.billable(until) / 10,
+                )
+                await tab.settle(serving.cost(until), Reply(HEADERS, narrator.cut()))
+            raise
 
     async def _hit(self, account_id: str, entry: str | None, deployments: tuple[Deployment, ...]) -> Served | None:
         """What the cache has, if who heard it may serve this request."""
@@ -192,21 +231,33 @@ class Transcriber:
         return Served(heard_by, found.transcript, latency=0.0, attempts=0, converted=None)
 
     async def _attempt(
-        self, incoming: Incoming, tab: Tab, prepared: Prepared, deployments: tuple[Deployment, ...]
+        self,
+        incoming: Incoming,
+        tab: Tab,
+        prepared: Prepared,
+        deployments: tuple[Deployment, ...],
+        narrator: Narrator | None,
     ) -> Served:
         def attempted(number: int) -> None:
             tab.note(attempts=number)
             incoming.told["x-voxgate-attempts"] = str(number)  # on a failure's answer, too
 
-        return await self._fallback.serve(prepared, deployments, attempted=attempted)
+        return await self._fallback.serve(
+            prepared, deployments, attempted=attempted, told=lambda: narrator is not None and narrator.begun
+        )
 
-    async def _answer(self, dialect: Dialect, tab: Tab, outcome: Outcome, deployment: Deployment) -> Reply:
+    async def _answer(
+        self, dialect: Dialect, tab: Tab, outcome: Outcome, deployment: Deployment, narrator: Narrator | None
+    ) -> Reply:
         duration = outcome.transcript.duration
         # Rendered before it is charged: what cannot be answered costs nothing.
         long = len(outcome.transcript.text) > _LONG_TEXT
-        body = await asyncio.to_thread(dialect.render, outcome) if long else dialect.render(outcome)
+        if narrator is not None:
+            body = Body(CONTENT_TYPE, await narrator.done(outcome))
+        else:
+            body = await asyncio.to_thread(dialect.render, outcome) if long else dialect.render(outcome)
         headers = {
-            "content-type": body.content_type,
+            **(HEADERS if narrator is not None else {"content-type": body.content_type}),
             "x-voxgate-provider": outcome.provider,
             "x-voxgate-attempts": str(outcome.attempts),
         }
@@ -228,6 +279,7 @@ class Transcriber:
         return reply
 
     async def _receive(self, dialect: Dialect, incoming: Incoming, upload: Upload) -> Form:
+        self._uploads += 1
         try:
             async with asyncio.timeout(self._request_timeout):
                 form = await receive(
@@ -242,6 +294,8 @@ class Transcriber:
         except TimeoutError as error:
             message = f"The upload was not complete within {self._request_timeout:g} seconds."
             raise RequestTimeout(message) from error
+        finally:
+            self._uploads -= 1
 
     async def _fetched(self, references: References, form: Form, upload: Upload) -> Form:
         """The form without its reference, and what that refers to in the upload."""

@@ -101,6 +101,7 @@ def build_gateway(settings: Settings, store: Store, environ: Mapping[str, str] |
         staging=staging if settings.staging_bucket else None,
         cache=Cache(staging),
         metrics=metrics,
+        uploads_at_once=settings.uploads_at_once,
         spool_dir=spool_dir,
         limits=Limits(),
         max_audio_seconds=settings.max_audio_seconds,

@@ -309,10 +309,18 @@ def test_litellm_placeholders_are_refused_by_name(server: Server, there: Path) -
     assert (error["code"], error["param"]) == ("invalid_input", "language")
 
 
-def test_litellm_stream_is_refused_by_name_while_it_is_not_offered(server: Server, there: Path) -> None:
-    error = litellm(server, there, *FILLED_IN)["error"]
-    assert error.keys() == ENVELOPE
-    assert (error["code"], error["param"]) == ("invalid_input", "stream")
+def test_litellm_curl_as_it_stands_is_answered_with_events(server: Server, there: Path) -> None:
+    command = LITELLM.replace("http://localhost:8080", server.url)
+    for old, new in FILLED_IN:
+        command = command.replace(old, new)
+    done = subprocess.run(
+        ["bash", "-c", command.strip().replace("curl", "curl -sN", 1)],
+        cwd=there, env={**os.environ, "YOUR_API_KEY": server.key}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    events = [json.loads(line.removeprefix("data: ")) for line in done.stdout.splitlines() if line]
+    assert [event["type"] for event in events] == ["transcript.text.delta", "transcript.text.done"]
+    assert [event["extra_fields"]["chunk_index"] for event in events] == [0, 1]
+    assert events[-1]["text"] == TEXT
 
 
 def test_litellm_curl(server: Server, there: Path) -> None:

@@ -1,11 +1,13 @@
-"""API Gateway between an HTTP client and our Lambda handler, as an httpx transport."""
+"""API Gateway between an HTTP client and our Lambda handler, as an httpx transport or on a socket."""
 
 from __future__ import annotations
 
 import base64
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self
 
 import httpx
 
@@ -64,3 +66,57 @@ class ApiGateway(httpx.BaseTransport):
             content = base64.b64decode(content)
         headers = [(name, value) for name, values in answer["multiValueHeaders"].items() for value in values]
         return httpx.Response(answer["statusCode"], headers=headers, content=content)
+
+
+class Front:
+    """The same on a socket, for clients that take no transport: one request at a time. A context manager."""
+
+    def __init__(self, handler: Callable[[dict[str, Any], Any], dict[str, Any]]) -> None:
+        gateway, one = ApiGateway(handler), threading.Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            wbufsize = -1
+
+            def do_POST(self) -> None:
+                if self.headers.get("transfer-encoding") == "chunked":
+                    content = b"".join(self._chunks())
+                else:
+                    content = self.rfile.read(int(self.headers["content-length"]))
+                request = httpx.Request(
+                    "POST", f"https://api.example.com{self.path}", headers=list(self.headers.items()), content=content
+                )
+                with one:
+                    response = gateway.handle_request(request)
+                self.send_response_only(response.status_code)
+                for name, value in response.headers.multi_items():
+                    if name != "content-length":
+                        self.send_header(name, value)
+                body = response.read()
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+                self.wfile.flush()
+
+            def _chunks(self) -> Any:
+                while size := int(self.rfile.readline(), 16):
+                    yield self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its parent's name
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

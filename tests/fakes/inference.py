@@ -13,14 +13,17 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 
 class Inference:
-    """`text` is heard after `delay` seconds; a `status` other than 200 is a failure. A context manager."""
+    """`text` is heard after `delay` seconds; a `status` other than 200 is a failure. Whoever asks for a stream
+    is told it word by word, each a tenth of a second long and after `pause` seconds. A context manager."""
 
     def __init__(self) -> None:
         self.text = "heard"
         self.delay = 0.0
+        self.pause = 0.0
         self.status = 200
         self.served = 0
         self._numbers = itertools.count(1)
@@ -31,8 +34,12 @@ class Inference:
 
         class Handler(_Handler):
             def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["content-length"]))
-                self.answer(*inference.hear())
+                form = self.rfile.read(int(self.headers["content-length"]))
+                status, body = inference.hear()
+                if status == 200 and b'name="stream"\r\n\r\ntrue\r\n' in form:
+                    self.tell(json.loads(body), inference.pause)
+                else:
+                    self.answer(status, body)
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -106,6 +113,27 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(body)
             self.wfile.flush()
+
+    def tell(self, heard: dict[str, Any], pause: float) -> None:
+        """Server-sent events, until whoever asked hangs up."""
+        self.close_connection = True
+        with contextlib.suppress(ConnectionError):
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream; charset=utf-8")
+            self.send_header("connection", "close")
+            self.end_headers()
+            words = heard["text"].split(" ")
+            for number, word in enumerate(words):
+                text = f" {word}" if number else word
+                self._event({"type": "transcript.text.delta", "delta": text, "end": (number + 1) / 10})
+                time.sleep(pause)
+            usage = {"type": "duration", "seconds": heard["duration"]}
+            kept = {name: heard[name] for name in ("text", "language", "segments", "words")}
+            self._event({"type": "transcript.text.done", **kept, "usage": usage})
+
+    def _event(self, body: dict[str, Any]) -> None:
+        self.wfile.write(b"data: " + json.dumps(body).encode() + b"\n\n")
+        self.wfile.flush()
 
     def handle(self) -> None:
         with contextlib.suppress(ConnectionError):

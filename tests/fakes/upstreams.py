@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import json
+import re
+import socket
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
@@ -36,7 +38,11 @@ class Script:
     """One answer. `body` None is the wire format's own for that status, padded to `size` bytes with
     spaces. After `stall_after` bytes of it nothing more comes until the other side hangs up, after
     `drop_after` the connection is closed; each byte takes `drip` seconds, the first `delay`.
-    `hang_up` closes before there is a status line."""
+    `hang_up` closes before there is a status line.
+
+    `events` is a stream of server-sent events, see `sse`: bytes are sent, numbers are seconds of silence, and
+    `CUT` closes the connection there; with a `body`, too, that is for who asks for no stream. Without them a
+    provider that streams tells its own answer in events where it is asked to, unless it is `whole`."""
 
     status: int = 200
     body: bytes | None = None
@@ -48,9 +54,33 @@ class Script:
     drip: float = 0.0
     size: int = 0
     hang_up: bool = False
+    events: tuple[bytes | float, ...] | None = None
+    whole: bool = False
 
 
 GOOD = Script()
+CUT = -1.0
+
+
+def sse(*told: dict[str, Any] | bytes | float, end: str = "\n", named: bool = False, done: bool = False) -> Script:
+    """A stream of these events (https://html.spec.whatwg.org/multipage/server-sent-events.html), with lines that
+    `end` so, `named` by a field `event`, and `[DONE]` after them. Bytes go out as they are."""
+    pieces = [_event(each, end, named) if isinstance(each, dict) else each for each in told]
+    return Script(events=(*pieces, f"data: [DONE]{end}{end}".encode()) if done else tuple(pieces))
+
+
+def _event(body: dict[str, Any], end: str, named: bool) -> bytes:
+    lines = [f"event: {body['type']}"] if named else []
+    return end.join([*lines, f"data: {json.dumps(body, ensure_ascii=False)}", "", ""]).encode()
+
+
+def delta(text: str, **more: Any) -> dict[str, Any]:
+    """OpenAI's, and with an `end` our inference service's."""
+    return {"type": "transcript.text.delta", "delta": text, **more}
+
+
+def done(text: str, **more: Any) -> dict[str, Any]:
+    return {"type": "transcript.text.done", "text": text, **more}
 
 
 def limited(retry_after: int | None = None, *, as_date: bool = False) -> Script:
@@ -96,9 +126,11 @@ class Upstream:
     flavor = ""
     prefix = "/v1"
     path = "/v1/audio/transcriptions"
+    streams = True
 
     def __init__(self, *, key: str = KEY) -> None:
         self.key = key
+        self.told = 0  # bytes of events that went out
         self.sent: list[Sent] = []
         self.hung_up = threading.Semaphore(0)  # one for each client that left before it had its answer
         self._next: dict[str, list[Script]] = defaultdict(list)
@@ -112,6 +144,8 @@ class Upstream:
                 upstream._serve(self)
 
         self._server = _Server(("127.0.0.1", 0), Handler)
+        # What nobody reads is to stop it soon.
+        self._server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self.base_url = self.url + self.prefix
@@ -152,6 +186,10 @@ class Upstream:
         """The body of one of the provider's own failures."""
         raise NotImplementedError
 
+    def tell(self, sent: Sent, answer: dict[str, Any]) -> Script:
+        """The answer as the provider streams it."""
+        raise NotImplementedError
+
     def _serve(self, handler: _Handler) -> None:
         body = handler.rfile.read(int(handler.headers["content-length"]))
         sent = _parsed(handler, body)
@@ -161,7 +199,27 @@ class Upstream:
             always = self._always.get(sent.model, self._always.get("", GOOD))
             script = waiting.pop(0) if waiting else always
         self._arrived.release()
-        handler.play(script, lambda: self._body(script, sent), self.hung_up.release)
+        script = self._streamed(script, sent)
+        if script.events is None:
+            handler.play(script, lambda: self._body(script, sent), self.hung_up.release)
+        else:
+            handler.stream(script, self._count, self.hung_up.release)
+
+    def _count(self, size: int) -> None:
+        self.told += size
+
+    def _streamed(self, script: Script, sent: Sent) -> Script:
+        """Its own answer as events, where it is to give that and is asked to stream."""
+        asked = self.streams and dict(sent.form).get("stream") == "true" and not script.whole
+        if script.events is not None and script.body is not None and not asked:
+            return replace(script, events=None)
+        if script.events is not None or not asked or script.status != 200 or script.body is not None or script.size:
+            return script
+        status, answer = self.answer(sent)
+        if status != 200:
+            return script
+        events = self.tell(sent, answer).events
+        return replace(script, events=events, content_type="text/event-stream; charset=utf-8")
 
     def _body(self, script: Script, sent: Sent) -> tuple[int, bytes]:
         status, answer = script.status, script.body
@@ -221,6 +279,17 @@ class OpenAIUpstream(Upstream):
             ]
         return 200, answer
 
+    def tell(self, sent: Sent, answer: dict[str, Any]) -> Script:
+        """https://developers.openai.com/api/reference/resources/audio/subresources/transcriptions/streaming-events"""
+        usage = {"usage": answer["usage"]}
+        if "segments" in answer:  # what a diarizing model tells twice: as it hears it, and whole
+            told: list[dict[str, Any]] = []
+            for segment in answer["segments"]:
+                told += [delta(segment["text"], segment_id=segment["id"]), segment]
+            return sse(*told, done(TEXT, **usage))
+        logprobs = {name: answer[name] for name in ("logprobs",) if name in answer}
+        return sse(*[delta(word, **logprobs) for word in pieces(TEXT)], done(TEXT, **logprobs, **usage))
+
     def failure(self, status: int) -> Any:
         known = {
             400: ("Audio file might be corrupted or unsupported", "invalid_request_error", "file", "invalid_value"),
@@ -241,6 +310,13 @@ class InferenceUpstream(OpenAIUpstream):
     kind = "inference"
     prefix = ""
     confident = True
+
+    def tell(self, sent: Sent, answer: dict[str, Any]) -> Script:
+        form = [(n, v) for n, v in sent.form if n != "response_format"]
+        more = [("timestamp_granularities[]", each) for each in ("word", "segment")]
+        _, whole = self.answer(replace(sent, form=[*form, ("response_format", "verbose_json"), *more]))
+        told = [delta(t if n else t.lstrip(), end=e) for n, (_, e, t) in enumerate(SEGMENTS)]
+        return sse(*told, done(TEXT, **{name: whole[name] for name in ("language", "segments", "words", "usage")}))
 
 
 class MistralUpstream(Upstream):
@@ -276,6 +352,16 @@ class MistralUpstream(Upstream):
             "usage": usage,
         }
 
+    def tell(self, sent: Sent, answer: dict[str, Any]) -> Script:
+        told: list[dict[str, Any]] = [{"type": "transcription.language", "audio_language": "en"}]
+        if answer["segments"]:
+            for segment in answer["segments"]:
+                told.append({"type": "transcription.text.delta", "text": segment["text"]})
+                told.append(segment | {"type": "transcription.segment"})
+        else:
+            told += [{"type": "transcription.text.delta", "text": word} for word in pieces(TEXT)]
+        return sse(*told, answer | {"type": "transcription.done"}, named=True, done=True)
+
     def failure(self, status: int) -> Any:
         if status == 401:
             return {"detail": "Unauthorized"}  # what stands before the API answers in a shape of its own
@@ -296,6 +382,7 @@ class DeepgramUpstream(Upstream):
     kind = "deepgram"
     prefix = ""
     path = "/v1/listen"
+    streams = False
 
     def answer(self, sent: Sent) -> tuple[int, Any]:
         query = dict(sent.query)
@@ -331,6 +418,11 @@ class DeepgramUpstream(Upstream):
         }
         code, message = known.get(status, ("INTERNAL_SERVER_ERROR", f"private words of a {status}"))
         return {"err_code": code, "err_msg": message, "request_id": "2479c8c8"}
+
+
+def pieces(text: str) -> list[str]:
+    """Words, each with the space before it."""
+    return re.findall(r"\s*\S+", text)
 
 
 class _Server(ThreadingHTTPServer):
@@ -370,6 +462,29 @@ class _Handler(BaseHTTPRequestHandler):
         if stop < len(body):
             if script.stall_after is not None:
                 self._left_within(30)
+            self.close_connection = True
+
+    def stream(self, script: Script, count: Callable[[int], object], gone: Callable[[], object]) -> None:
+        """The script's events in chunks, each as soon as it is its turn."""
+        kind = script.content_type if script.content_type != Script.content_type else "text/event-stream"
+        head = [f"HTTP/1.1 {script.status} Something", f"content-type: {kind}", "transfer-encoding: chunked"]
+        head += [f"{name}: {value}" for name, value in script.headers]
+        try:
+            if self._left_within(script.delay):
+                raise ConnectionError
+            self.wfile.write("\r\n".join([*head, "", ""]).encode())
+            for piece in script.events or ():
+                if piece == CUT:
+                    self.close_connection = True
+                    return
+                if isinstance(piece, bytes):
+                    self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+                    count(len(piece))
+                elif self._left_within(piece):
+                    raise ConnectionError
+            self.wfile.write(b"0\r\n\r\n")
+        except OSError:
+            gone()
             self.close_connection = True
 
     def _left_within(self, seconds: float) -> bool:

@@ -302,8 +302,16 @@ def test_another_boolean_is_refused(field: str, text: str) -> None:
 
 @each
 @pytest.mark.parametrize("text", TRUE)
-def test_streaming_is_refused_and_never_passed_over(dialect: Dialect, text: str) -> None:
-    assert refused(dialect, ("stream", text)).param == "stream"
+def test_streaming_is_never_passed_over(dialect: Dialect, text: str) -> None:
+    if dialect.name in ("openai", "litellm"):
+        assert parse(dialect, ("stream", text)).stream
+    else:
+        assert refused(dialect, ("stream", text)).param == "stream"
+
+
+@pytest.mark.parametrize("shape", ["srt", "vtt", "verbose_json"])
+def test_what_has_no_events_is_not_streamed(shape: str) -> None:
+    assert refused(OPENAI, ("stream", "true"), ("response_format", shape)).param == "stream"
 
 
 @each

@@ -20,7 +20,7 @@ RANKS = {
     "multipart": 1, "settings": 1, "catalog": 1, "accounts": 1, "staging": 1, "audio": 1, "formats": 1,
     "receive": 2, "engines": 2, "dialects": 2, "routing": 2,
     "providers": 3, "cache": 3, "fallback": 4,
-    "metering": 3,
+    "metering": 3, "streaming": 3,
     "transcribe": 5,
     "wiring": 6,
     "hosts": 7, "client": 7, "smoke": 7, "admin": 7,

@@ -33,6 +33,8 @@ GIVEN: dict[str, tuple[str, object]] = {
     "staging_bucket": ("voxgate-staging", "voxgate-staging"),
     "staging_key": ("arn:aws:kms:eu-central-1:1:key/k", "arn:aws:kms:eu-central-1:1:key/k"),
     "environment": ("prod", "prod"),
+    "uploads_at_once": ("5", 5),
+    "slowest_upload": ("1", 1),
     "region": ("eu-west-1", "eu-west-1"),
     "profile": ("ops", "ops"),
     "embedded": ("0", 0),

@@ -24,8 +24,7 @@ logger = logging.getLogger(__name__)
 LanguageStyle = Literal["name", "code"]
 # What a deployment has unless its entry says otherwise, by its provider's kind.
 _USUAL = {
-    "inference": frozenset(Feature)
-    - {Feature.LOGPROBS, Feature.DIARIZATION, Feature.CHUNKING, Feature.LANGUAGES, Feature.STREAMING},
+    "inference": frozenset(Feature) - {Feature.LOGPROBS, Feature.DIARIZATION, Feature.CHUNKING, Feature.LANGUAGES},
     "openai": frozenset({Feature.SEGMENTS, Feature.PROMPT, Feature.TEMPERATURE, Feature.LANGUAGE}),
     "deepgram": frozenset({Feature.SEGMENTS, Feature.WORDS, Feature.LANGUAGE}),
 }

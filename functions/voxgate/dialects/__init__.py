@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from voxgate.dialects.form import FormModel
 from voxgate.formats import Body
-from voxgate.model import Outcome, TranscriptionRequest
+from voxgate.model import Delta, Outcome, TranscriptionRequest
 from voxgate.multipart import Field
 
 
@@ -25,3 +25,12 @@ class Dialect(Protocol):
     def parse(self, fields: tuple[Field, ...], files: tuple[str, ...]) -> TranscriptionRequest: ...
 
     def render(self, outcome: Outcome) -> Body: ...
+
+
+class StreamingDialect(Dialect, Protocol):
+    """One that tells a transcript while it is made, in JSON events; `index` counts them. A delta that it
+    has no word for is None."""
+
+    def render_delta(self, delta: Delta, index: int) -> dict[str, Any] | None: ...
+
+    def render_done(self, outcome: Outcome, text: str, index: int) -> dict[str, Any]: ...

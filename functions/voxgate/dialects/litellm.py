@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from voxgate.dialects.form import FormModel
 from voxgate.dialects.speech_form import SpeechForm
 from voxgate.formats import Body, json_body, plain_body, verbose
-from voxgate.model import Granularity, Outcome, Routing, TranscriptionRequest
+from voxgate.model import Delta, Granularity, Outcome, Routing, TranscriptionRequest
 from voxgate.multipart import Field
 
 
@@ -50,19 +51,38 @@ class LiteLLMDialect:
                 "words": verbose.words(transcript) if Granularity.WORD in asked else None,
                 "logprobs": verbose.logprobs(transcript),
                 "usage": verbose.usage(transcript) | {"seconds": verbose.seconds(transcript.duration)},
-                "extra_fields": {
-                    "request_type": "transcription",
-                    "provider": outcome.provider,
-                    "model_requested": request.model,
-                    "model_deployment": outcome.upstream_model,
-                    "latency": round(outcome.latency * 1000),  # milliseconds
-                    "chunk_index": 0,
-                    "cache_debug": _cache_debug(outcome),
-                    **({"converted_to": outcome.converted} if outcome.converted else {}),
-                    **_exchange(outcome),
-                },
+                "extra_fields": _extra_fields(outcome, 0),
             }
         )
+
+    def render_delta(self, delta: Delta, index: int) -> dict[str, Any] | None:
+        if not delta.text:
+            return None
+        extra = {"request_type": "transcription_stream", "chunk_index": index}
+        return {"type": "transcript.text.delta", "delta": delta.text, "extra_fields": extra}
+
+    def render_done(self, outcome: Outcome, text: str, index: int) -> dict[str, Any]:
+        transcript = outcome.transcript
+        return {
+            "type": "transcript.text.done",
+            "text": text,
+            "usage": verbose.usage(transcript) | {"seconds": verbose.seconds(transcript.duration)},
+            "extra_fields": _extra_fields(outcome, index) | {"request_type": "transcription_stream"},
+        }
+
+
+def _extra_fields(outcome: Outcome, index: int) -> dict[str, Any]:
+    return {
+        "request_type": "transcription",
+        "provider": outcome.provider,
+        "model_requested": outcome.request.model,
+        "model_deployment": outcome.upstream_model,
+        "latency": round(outcome.latency * 1000),  # milliseconds
+        "chunk_index": index,
+        "cache_debug": _cache_debug(outcome),
+        **({"converted_to": outcome.converted} if outcome.converted else {}),
+        **_exchange(outcome),
+    }
 
 
 def _exchange(outcome: Outcome) -> dict[str, object]:

@@ -12,7 +12,7 @@ from voxgate.dialects.form import FormModel, Language
 from voxgate.dialects.speech_form import SpeechForm, Text, refuse_stream
 from voxgate.errors import InvalidInput
 from voxgate.formats import Body, json_body, plain_body, verbose
-from voxgate.model import Feature, Granularity, Outcome, ResponseFormat, TranscriptionRequest
+from voxgate.model import Delta, Feature, Granularity, Outcome, ResponseFormat, TranscriptionRequest
 from voxgate.multipart import Field
 
 
@@ -76,6 +76,16 @@ class OpenAIDialect:
             body["words"] = verbose.words(transcript, confidence=self._confident_words)
         return json_body(body | {"usage": usage})
 
+    def render_delta(self, delta: Delta, index: int) -> dict[str, Any] | None:
+        if delta.segment is not None and delta.segment.speaker is not None:
+            return verbose.diarized_segment(index, delta.segment)
+        return {"type": "transcript.text.delta", "delta": delta.text} if delta.text else None
+
+    def render_done(self, outcome: Outcome, text: str, index: int) -> dict[str, Any]:
+        asked = Feature.LOGPROBS in outcome.request.required
+        logprobs = {"logprobs": verbose.logprobs(outcome.transcript)} if asked else {}
+        return {"type": "transcript.text.done", "text": text, **logprobs, "usage": verbose.usage(outcome.transcript)}
+
 
 class TranslationForm(FormModel):
     """What OpenAI's translations take: into English, from whichever language it is."""
@@ -115,6 +125,19 @@ class InferenceDialect(OpenAIDialect):
 
     name = "inference"
     _confident_words = True
+
+    def render_delta(self, delta: Delta, index: int) -> dict[str, Any] | None:
+        told = super().render_delta(delta, index)
+        return None if told is None else told | {"end": delta.end}
+
+    def render_done(self, outcome: Outcome, text: str, index: int) -> dict[str, Any]:
+        transcript = outcome.transcript
+        heard = {
+            "language": transcript.language,
+            "segments": verbose.segments(transcript),
+            "words": verbose.words(transcript, confidence=True),
+        }
+        return super().render_done(outcome, text, index) | heard
 
 
 def _required(form: OpenAIForm, chunking_fields: bool) -> dict[Feature, str]:

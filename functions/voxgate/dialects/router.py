@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from voxgate.dialects.form import FormModel
-from voxgate.dialects.speech_form import SpeechForm
+from voxgate.dialects.speech_form import SpeechForm, refuse_stream
 from voxgate.formats import Body, json_body, plain_body, verbose
 from voxgate.model import Outcome, Preference, ResponseFormat, Routing, TranscriptionRequest
 from voxgate.multipart import Field
@@ -31,6 +31,7 @@ class RouterDialect:
     def parse(self, fields: tuple[Field, ...], files: tuple[str, ...]) -> TranscriptionRequest:
         form, extra = RouterForm.read(fields, null=self.nullable)
         form.check_granularities()
+        refuse_stream(form.stream)
         return replace(
             form.request(),
             routing=Routing(

@@ -10,6 +10,7 @@ from voxgate.dialects.form import FormModel, Language
 from voxgate.errors import InvalidInput
 from voxgate.model import Feature, Granularity, ResponseFormat, TranscriptionRequest
 
+_STREAMED = (ResponseFormat.JSON, ResponseFormat.TEXT, ResponseFormat.DIARIZED_JSON)
 Text = Annotated[str, Described(max_length=64_000)]
 
 
@@ -24,7 +25,11 @@ class SpeechForm(FormModel):
 
     def request(self) -> TranscriptionRequest:
         """What these fields ask for. Raises `InvalidInput` for what cannot be had."""
-        refuse_stream(self.stream)
+        if self.stream and self.response_format not in _STREAMED:
+            raise InvalidInput(
+                f"'stream' goes with response_format 'json', 'text' or 'diarized_json', not '{self.response_format}'.",
+                param="stream",
+            )
         required = {Feature.DIARIZATION: "response_format"} if self._diarized else {}
         plain = self.response_format in (ResponseFormat.TEXT, ResponseFormat.SRT, ResponseFormat.VTT)
         if Granularity.WORD in (self.timestamp_granularities or ()) and not plain:
@@ -35,6 +40,7 @@ class SpeechForm(FormModel):
             prompt=self.prompt,
             temperature=self.temperature,
             response_format=self.response_format,
+            stream=self.stream,
             granularities=frozenset(self.timestamp_granularities or [Granularity.SEGMENT]),
             required=required,
         )
@@ -54,4 +60,4 @@ class SpeechForm(FormModel):
 
 def refuse_stream(stream: bool) -> None:
     if stream:
-        raise InvalidInput("'stream' is not offered yet: leave it out for the whole answer at once.", param="stream")
+        raise InvalidInput("This contract has no 'stream': leave it out for the whole answer.", param="stream")

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from voxgate.model import Capabilities, Feature, Segment, Word
 
 logger = logging.getLogger(__name__)
 
+Heard = Callable[[Segment], Awaitable[None]]
 _LINE = 16 * 1024 * 1024  # the longest message of a worker, in bytes
 _CANCEL_GRACE = 1.0  # seconds for a cancelled engine to stop by itself
 _START_TIMEOUT = 600.0  # a large model from a slow disk
@@ -67,10 +68,10 @@ class EnginePool:
         started = self._starting
         return started is not None and started.done() and not started.cancelled() and started.exception() is None
 
-    async def recognize(self, job: Job) -> tuple[str | None, tuple[Segment, ...]]:
-        """The language heard and the segments. Raises `Overloaded`, or `ProviderError` of class
-        CALLER_FAULT for unusable audio and TRANSIENT for an engine that failed. Cancelling this
-        call stops the engine."""
+    async def recognize(self, job: Job, heard: Heard | None = None) -> tuple[str | None, tuple[Segment, ...]]:
+        """The language heard and the segments, each of which `heard` is told as it is made. Raises
+        `Overloaded`, or `ProviderError` of class CALLER_FAULT for unusable audio and TRANSIENT for an
+        engine that failed. Cancelling this call stops the engine."""
         await self.start()
         if self._idle.empty() and self._waiting >= self._queue:
             wait = max(1, round(self._seconds * (self._waiting + 1) / self._size))
@@ -85,7 +86,7 @@ class EnginePool:
         begun = loop.time()
         finished = False
         try:
-            result = await worker.run(job)
+            result = await worker.run(job, heard)
             finished = True
             return result
         except ProviderError:
@@ -191,7 +192,7 @@ class _Worker:
             ),
         )
 
-    async def run(self, job: Job) -> tuple[str | None, tuple[Segment, ...]]:
+    async def run(self, job: Job, heard: Heard | None) -> tuple[str | None, tuple[Segment, ...]]:
         if self._process is None or self._process.stdin is None:
             raise ProviderError(FailureClass.TRANSIENT, "The recognizer's process has not started.")
         language: str | None = None
@@ -208,6 +209,8 @@ class _Worker:
                     pass
                 case {"segment": segment}:
                     segments.append(_segment(segment))
+                    if heard is not None:
+                        await heard(segments[-1])
                 case {"done": _}:
                     return language, tuple(segments)
                 case {"error": message}:

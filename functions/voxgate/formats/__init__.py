@@ -22,6 +22,11 @@ def json_body(value: dict[str, Any]) -> Body:
     return Body("application/json", json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace"))
 
 
+def event(value: dict[str, Any]) -> bytes:
+    """One server-sent event (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+    return b"data: " + json_body(value).content + b"\n\n"
+
+
 def _text(transcript: Transcript) -> str:
     return transcript.text + "\n"
 

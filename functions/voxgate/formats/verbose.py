@@ -45,17 +45,18 @@ def words(transcript: Transcript, *, confidence: bool = False) -> list[dict[str,
 
 def diarized(transcript: Transcript) -> list[dict[str, Any]]:
     """Segments as OpenAI's diarizing models give them."""
-    return [
-        {
-            "type": "transcript.text.segment",
-            "id": f"seg_{number}",
-            "start": seconds(value.start),
-            "end": seconds(value.end),
-            "speaker": value.speaker,
-            "text": value.text,
-        }
-        for number, value in enumerate(transcript.segments or ())
-    ]
+    return [diarized_segment(number, value) for number, value in enumerate(transcript.segments or ())]
+
+
+def diarized_segment(number: int, value: Segment) -> dict[str, Any]:
+    return {
+        "type": "transcript.text.segment",
+        "id": f"seg_{number}",
+        "start": seconds(value.start),
+        "end": seconds(value.end),
+        "speaker": value.speaker,
+        "text": value.text,
+    }
 
 
 def logprobs(transcript: Transcript) -> list[dict[str, Any]] | None:

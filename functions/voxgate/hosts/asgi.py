@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl
 
 from voxgate.errors import ClientGone, RequestTimeout
-from voxgate.hosts.http import Application, Request, Response
+from voxgate.hosts.http import Application, Parts, Request, Response
 
 logger = logging.getLogger(__name__)
 
@@ -23,22 +23,29 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 # A client that is refused while it sends goes on sending, and would take a closed connection for
 # a failure of the network; so what it sends is read and thrown away, within these bounds.
-_STALL_SECONDS = 60.0
+STALL_SECONDS = 60.0
+_FLOOR_SECONDS = 30.0  # in which an upload's mean speed is judged
 _DRAIN_BYTES = 72 * 1024 * 1024
 _DRAIN_SECONDS = 30.0
 _EXPECT_SECONDS = 1.0
 
 
 class AsgiApp:
-    """`start` runs before the first request, `stop` after the last."""
+    """`start` runs before the first request, `stop` after the last; `slowest_upload` is in bytes a second."""
 
     def __init__(
-        self, application: Application, *, start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]]
+        self,
+        application: Application,
+        *,
+        start: Callable[[], Awaitable[None]],
+        stop: Callable[[], Awaitable[None]],
+        slowest_upload: int = 0,
     ) -> None:
+        self._slowest_upload = slowest_upload
         self._application = application
         self._start = start
         self._stop = stop
-        self._working: set[asyncio.Task[Response]] = set()
+        self._working: set[asyncio.Task[Any]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -71,6 +78,7 @@ class AsgiApp:
             # RFC 9112, 6.3: a request with neither header has no body.
             empty=length in ("", "0") and "transfer-encoding" not in headers,
             expects_continue=headers.get("expect", "").lower() == "100-continue",
+            slowest=self._slowest_upload,
         )
         request = Request(
             method=scope["method"],
@@ -79,10 +87,35 @@ class AsgiApp:
             body=body.chunks(),
             query=dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)),
             content_length=int(length) if length.isascii() and length.isdecimal() else None,
+            streams=True,
         )
         response = await self._answer(request, body)
-        if response is not None:
+        if response is not None and response.parts is not None:
+            await self._stream(response, response.parts, body, send)
+        elif response is not None:
             await _send(response, body, send)
+
+    async def _stream(self, response: Response, parts: Parts, body: _Body, send: Send) -> None:
+        """Part by part, until the client hangs up or stops reading."""
+        start = {"type": "http.response.start", "status": response.status, "headers": _encoded(response.headers)}
+
+        async def work() -> None:
+            await send(start)
+            async for part in parts:
+                async with asyncio.timeout(STALL_SECONDS):
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        sending, watch = asyncio.create_task(work()), asyncio.create_task(body.gone())
+        self._working.add(sending)
+        sending.add_done_callback(self._working.discard)
+        try:
+            await asyncio.wait({sending, watch}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            watch.cancel()
+            sending.cancel()
+            await parts.aclose()
+            await asyncio.wait([sending])
 
     async def _answer(self, request: Request, body: _Body) -> Response | None:
         """The response, or None where the client has hung up, which stops all work for it."""
@@ -107,8 +140,9 @@ class AsgiApp:
 class _Body:
     """The request's body, and whether its sender is still there."""
 
-    def __init__(self, receive: Receive, *, empty: bool, expects_continue: bool) -> None:
+    def __init__(self, receive: Receive, *, empty: bool, expects_continue: bool, slowest: int) -> None:
         self._receive = receive
+        self._slowest = slowest
         self._expects_continue = expects_continue
         self._whole = asyncio.Event()
         if empty:
@@ -116,15 +150,23 @@ class _Body:
         self._started = False
 
     async def chunks(self) -> AsyncIterator[bytes]:
+        clock = asyncio.get_running_loop().time
+        since, received = clock(), 0
         while not self._whole.is_set():
+            if clock() - since >= _FLOOR_SECONDS:
+                if received < self._slowest * _FLOOR_SECONDS:
+                    message = f"The upload is slower than {self._slowest} bytes a second; send it over a faster line."
+                    raise RequestTimeout(message)
+                since, received = clock(), 0
             try:
-                async with asyncio.timeout(_STALL_SECONDS):
+                async with asyncio.timeout(STALL_SECONDS):
                     chunk = await self._next()
             except TimeoutError as error:
-                raise RequestTimeout(f"Nothing of the upload came for {_STALL_SECONDS:g} seconds.") from error
+                raise RequestTimeout(f"Nothing of the upload came for {STALL_SECONDS:g} seconds.") from error
             if chunk is None:
                 raise ClientGone("The client hung up in the middle of its upload.")
             if chunk:
+                received += len(chunk)
                 yield chunk
 
     async def gone(self) -> None:
@@ -166,12 +208,15 @@ class _Body:
         return bytes(message.get("body", b""))
 
 
+def _encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+
+
 async def _send(response: Response, body: _Body, send: Send) -> None:
     headers = response.headers | {"content-length": str(len(response.body))}
     if body.unread:
         headers["connection"] = "close"
-    encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": response.status, "headers": encoded})
+    await send({"type": "http.response.start", "status": response.status, "headers": _encoded(headers)})
     # The answer is whole for the client here; the connection stays open until the last message.
     await send({"type": "http.response.body", "body": response.body, "more_body": True})
     if body.unread:

@@ -6,6 +6,7 @@ A host turns what it was given into a `Request`, calls `Application.handle`, and
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -18,10 +19,15 @@ from typing import Any
 from voxgate import __version__
 from voxgate.dialects import Dialect
 from voxgate.errors import MethodNotAllowed, NotFound, ProviderUnavailable, VoxgateError
+from voxgate.formats import event
+from voxgate.metering import Reply
 from voxgate.metrics import Metrics
+from voxgate.streaming import HEADERS, Events
+from voxgate.tasks import whole
 from voxgate.transcribe import Incoming, Transcriber
 
 logger = logging.getLogger("voxgate")
+_HEARTBEAT_SECONDS = 10.0
 _KEY = re.compile(r"vg_\w+")  # some paste their key into an address, and no log may have it
 
 
@@ -32,7 +38,7 @@ def request_id() -> str:
 @dataclass(frozen=True, slots=True)
 class Request:
     """Header names are in lower case; `path` is decoded and without its query. Whatever becomes of the
-    request, its answer carries the headers in `told`."""
+    request, its answer carries the headers in `told`. `streams` where the host can send an answer's parts."""
 
     method: str
     path: str
@@ -40,15 +46,19 @@ class Request:
     body: AsyncIterator[bytes]
     content_length: int | None = None
     query: Mapping[str, str] = field(default_factory=dict)
+    streams: bool = False
     id: str = field(default_factory=request_id)
     told: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
+    """`parts`, where there are any, come in place of the body; closed early, they stop the work for them."""
+
     status: int
     headers: dict[str, str]
     body: bytes
+    parts: Parts | None = None
 
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -110,19 +120,83 @@ def error_response(error: VoxgateError) -> Response:
 def transcription(transcriber: Transcriber, dialect: Dialect) -> Handler:
     """The handler of one contract's path."""
 
-    async def handle(request: Request) -> Response:
-        incoming = Incoming(request.id, request.headers, request.body, request.content_length, request.told)
+    async def serve(incoming: Incoming) -> Reply:
         begun, code = time.perf_counter(), ""
         try:
-            reply = await transcriber(dialect, incoming)
+            return await transcriber(dialect, incoming)
         except BaseException as error:
             code = error.code if isinstance(error, VoxgateError) else VoxgateError.code
             raise
         finally:
             _count(transcriber.metrics, dialect, code, time.perf_counter() - begun)
-        return Response(200, reply.headers, reply.content)
+
+    async def handle(request: Request) -> Response:
+        events = Events(live=request.streams)
+        work = asyncio.create_task(
+            serve(Incoming(request.id, request.headers, request.body, request.content_length, request.told, events))
+        )
+        begun = asyncio.create_task(events.begun.wait())
+        streaming = False
+        try:
+            # An answer begins with its first event, so that until then another provider may serve, and a
+            # failure has its status; or with a heartbeat, before somebody on the way takes it for dead.
+            while not await _first(work, begun) and not events.wanted:
+                pass
+            if work.done():
+                reply = work.result()
+                return Response(200, reply.headers, reply.content)
+            headers = HEADERS | {"x-accel-buffering": "no"}
+            parts = Parts(work, events, request.id)
+            streaming = True
+            return Response(200, headers, b"", parts)
+        finally:
+            begun.cancel()
+            if not streaming:
+                work.cancel()
+                await asyncio.wait([work])
 
     return handle
+
+
+async def _first(*tasks: asyncio.Task[Any]) -> bool:
+    """Whether one of them was done before it was time for a heartbeat."""
+    done, _ = await asyncio.wait(tasks, timeout=_HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    return bool(done)
+
+
+class Parts:
+    """What is told of a transcript that is being made. `aclose` stops the work for it, begun or not."""
+
+    def __init__(self, work: asyncio.Task[Reply], events: Events, request_id: str) -> None:
+        self._work = work
+        self._events = events
+        self._request_id = request_id
+        self._closing = asyncio.create_task(self._close())
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for part in self._events.parts(heartbeat=_HEARTBEAT_SECONDS):
+            yield part
+        try:
+            await self._work
+        except VoxgateError as error:
+            yield event(error.envelope())
+        except Exception:  # the entry point: the client gets the envelope, the log the traceback
+            logger.exception("request %s failed", self._request_id)
+            message = f"Something went wrong here; quote {self._request_id} when you report it."
+            yield event(VoxgateError(message).envelope())
+
+    async def aclose(self) -> None:
+        self._work.cancel()
+        self._closing.cancel()
+        await whole(_ended(self._work, self._closing))
+
+    async def _close(self) -> None:
+        await asyncio.wait([self._work])
+        await self._events.close()
+
+
+async def _ended(*tasks: asyncio.Task[Any]) -> None:
+    await asyncio.wait(tasks)
 
 
 def _count(metrics: Metrics, dialect: Dialect, code: str, seconds: float) -> None:

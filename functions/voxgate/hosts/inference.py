@@ -84,7 +84,7 @@ def build_inference(*, pool: EnginePool, model: str, settings: Settings, spool_d
             **models(catalog, _anyone),
         }
     )
-    return AsgiApp(application, start=start, stop=stop)
+    return AsgiApp(application, start=start, stop=stop, slowest_upload=settings.slowest_upload)
 
 
 async def _report(metrics: Metrics, provider: EmbeddedProvider) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import ctypes
 import logging
@@ -15,6 +16,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from voxgate.errors import InvalidInput
+from voxgate.hosts import asgi
 from voxgate.hosts.asgi import AsgiApp
 from voxgate.hosts.http import error_response, request_id
 
@@ -27,6 +29,22 @@ class _Protocol(HttpToolsProtocol):
 
     _in_head = True
     _head = 0  # bytes
+    _stalled: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        # Closed in order, it would wait for ever for who does not read to read the rest.
+        self._stalled = self.loop.call_later(asgi.STALL_SECONDS, self.transport.abort)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():

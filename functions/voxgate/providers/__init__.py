@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from voxgate.audio.sniff import Container
 from voxgate.catalog import Deployment
-from voxgate.model import Capabilities, Exchange, Transcript, TranscriptionRequest
+from voxgate.model import Capabilities, Delta, Exchange, Transcript, TranscriptionRequest
 from voxgate.receive import Upload
 
 # Whoever reads an extension (many do, and refuse what they do not know) gets one that fits.
@@ -18,7 +19,8 @@ _EXTENSIONS = {"aac": "m4a"}
 class Call:
     """One attempt: the request, who is to serve it, and the audio, which lasts `duration` seconds.
     `reference` is where the audio is staged, for a provider that fetches it by itself; `exchange` takes
-    down what is said, for those who may see that."""
+    down what is said, for those who may see that. `heard` is to be told the transcript's pieces as they are
+    made, by a provider that makes pieces."""
 
     request: TranscriptionRequest
     deployment: Deployment
@@ -27,6 +29,7 @@ class Call:
     duration: float
     reference: str | None = None
     exchange: Exchange | None = None
+    heard: Callable[[Delta], Awaitable[None]] | None = None
 
     @property
     def file_name(self) -> str:

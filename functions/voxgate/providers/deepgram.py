@@ -6,7 +6,7 @@ from typing import Any
 
 from voxgate import languages
 from voxgate.errors import FailureClass, ProviderError
-from voxgate.model import Feature, Segment, Transcript, Word
+from voxgate.model import Delta, Feature, Segment, Transcript, Word
 from voxgate.providers import Call
 from voxgate.providers.http import WireAnswer, WireRequest, error_of, failure_of, json_of
 from voxgate.providers.openai import passed_on, share, shown, text_of, time_of
@@ -49,6 +49,9 @@ class DeepgramAdapter:
             segments=None if utterances is None else tuple(map(_utterance, utterances)),
             words=None if heard.get("words") is None else tuple(map(_word, heard["words"])),
         )
+
+    def parse_event(self, body: dict[str, Any], call: Call) -> Delta | Transcript | None:
+        return None  # recordings are answered at once
 
 
 def _utterance(value: dict[str, Any]) -> Segment:

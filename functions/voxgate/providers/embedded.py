@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from voxgate.engines import Job
 from voxgate.engines.pool import EnginePool
-from voxgate.model import Capabilities, Transcript
+from voxgate.model import Capabilities, Delta, Segment, Transcript
 from voxgate.providers import Call
 
 
@@ -32,9 +32,14 @@ class EmbeddedProvider:
             translate=request.translate,
             keywords=request.keywords,
         )
+
+        async def heard(segment: Segment) -> None:
+            if call.heard is not None:
+                await call.heard(Delta(segment.text, segment.end, segment))
+
         self.queued_seconds += call.duration
         try:
-            language, segments = await self._pool.recognize(job)
+            language, segments = await self._pool.recognize(job, heard)
         finally:
             self.queued_seconds -= call.duration
         words = None

@@ -14,7 +14,7 @@ import math
 import secrets
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, BinaryIO, Protocol
@@ -24,7 +24,7 @@ import httpx
 
 from voxgate import __version__
 from voxgate.errors import FailureClass, ProviderError
-from voxgate.model import Capabilities, Exchange, Segment, Transcript, Word
+from voxgate.model import Capabilities, Delta, Exchange, Segment, Transcript, Word
 from voxgate.providers import Call, Secrets
 
 _MOST_ANSWER = 8 * 1024 * 1024  # bytes, and for each second of the audio:
@@ -67,6 +67,9 @@ class Adapter(Protocol):
     def build_request(self, call: Call, api_key: str) -> WireRequest: ...
 
     def parse_response(self, answer: WireAnswer, call: Call) -> Transcript: ...
+
+    def parse_event(self, body: dict[str, Any], call: Call) -> Delta | Transcript | None:
+        """One event of a provider that streams; the transcript is the last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +118,8 @@ class HttpProvider:
             raise ProviderError(FailureClass.CREDENTIAL, f"What is at '{self._api_key}' is no API key.")
         request = self._adapter.build_request(call, key)
         answer = await self._exchange(request, call)
+        if isinstance(answer, Transcript):
+            return within(answer, call.duration)
         try:
             if len(answer.body) > _SMALL_ANSWER:  # which takes a while
                 return await asyncio.to_thread(self._understood, request, answer, call, key)
@@ -162,12 +167,15 @@ class HttpProvider:
         except (ValueError, RecursionError):
             exchange.response = without(key, answer.body.decode(errors="replace"))[:_MOST_SHOWN]
 
-    async def _exchange(self, request: WireRequest, call: Call) -> WireAnswer:
+    async def _exchange(self, request: WireRequest, call: Call) -> WireAnswer | Transcript:
         status = None
         try:
             response = await self._client.send(self._prepared(request, call), stream=True)
             try:
                 status = response.status_code
+                streamed = response.headers.get("content-type", "").lower().startswith("text/event-stream")
+                if call.heard is not None and status == 200 and streamed:
+                    return await self._listen(response, call, call.heard)
                 body = await _bounded(response, _MOST_ANSWER + int(_MOST_OF_A_SECOND * call.duration))
             finally:
                 await response.aclose()
@@ -176,6 +184,29 @@ class HttpProvider:
                 FailureClass.TRANSIENT, f"The connection failed: {type(error).__name__}.", status=status
             ) from error
         return WireAnswer(status, body, retry_after(response.headers))
+
+    async def _listen(
+        self, response: httpx.Response, call: Call, heard: Callable[[Delta], Awaitable[None]]
+    ) -> Transcript:
+        """The transcript at the end of its events, whose pieces go on as they come."""
+        segments: list[Segment] = []
+        try:
+            async for body in events(response, _MOST_ANSWER + int(_MOST_OF_A_SECOND * call.duration)):
+                told = self._adapter.parse_event(body, call)
+                if isinstance(told, Transcript):
+                    return replace(told, segments=told.segments or tuple(segments) or None)
+                if told is not None:
+                    if told.segment is not None:
+                        (segment,) = (
+                            within(Transcript("", call.duration, segments=(told.segment,)), call.duration).segments
+                            or ()
+                        )
+                        segments.append(segment)
+                        told = replace(told, end=segment.end, segment=segment)
+                    await heard(told)
+        except MALFORMED as error:
+            raise ProviderError(FailureClass.TRANSIENT, "The provider's events are malformed.", status=200) from error
+        raise ProviderError(FailureClass.TRANSIENT, "The provider's events end without an end.", status=200)
 
     def _prepared(self, request: WireRequest, call: Call) -> httpx.Request:
         audio, content_type = call.audio.file, call.container.content_type
@@ -221,11 +252,48 @@ async def _chunks(before: bytes, audio: BinaryIO | None, after: bytes) -> AsyncI
     yield before + after
 
 
-async def _bounded(response: httpx.Response, most: int) -> bytes:
+async def events(response: httpx.Response, most: int) -> AsyncIterator[dict[str, Any]]:
+    """The JSON of each server-sent event, as it comes; at most so many bytes in all."""
+    data: list[str] = []
+    async for line in _lines(response, most):
+        if line.startswith("data:"):
+            data.append(line[5:].removeprefix(" "))
+        elif not line and data:
+            text, data = "\n".join(data), []
+            if text != "[DONE]":
+                body = json_of(text.encode())
+                if isinstance(body, dict):
+                    yield body
+
+
+async def _lines(response: httpx.Response, most: int) -> AsyncIterator[str]:
+    """Ended by CR, LF or both, and by nothing else that Unicode calls a line's end."""
+    _refuse_encoded(response)
+    size, parts, after_cr = 0, list[bytes](), False
+    async for chunk in response.aiter_raw():
+        size += len(chunk)
+        if size > most:
+            raise ProviderError(FailureClass.TRANSIENT, "The provider's events are too large.", status=200)
+        if after_cr and chunk.startswith(b"\n"):
+            chunk = chunk[1:]  # noqa: PLW2901
+        after_cr = chunk.endswith(b"\r") if chunk else after_cr
+        *ended, rest = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        for each in ended:
+            parts.append(each)
+            yield b"".join(parts).decode(errors="replace").removeprefix("\ufeff")
+            parts = []
+        parts.append(rest)
+
+
+def _refuse_encoded(response: httpx.Response) -> None:
     if response.headers.get("content-encoding", "identity").lower() != "identity":
         raise ProviderError(
             FailureClass.TRANSIENT, "The provider's answer is encoded, unasked.", status=response.status_code
         )
+
+
+async def _bounded(response: httpx.Response, most: int) -> bytes:
+    _refuse_encoded(response)
     body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk

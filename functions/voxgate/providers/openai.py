@@ -8,13 +8,14 @@ https://docs.mistral.ai/api/endpoint/audio/transcriptions
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from dataclasses import replace
 from typing import Any
 
 from voxgate import languages
 from voxgate.errors import FailureClass, ProviderError
-from voxgate.model import Feature, Granularity, Logprob, ResponseFormat, Segment, Tokens, Transcript, Word
+from voxgate.model import Delta, Feature, Granularity, Logprob, ResponseFormat, Segment, Tokens, Transcript, Word
 from voxgate.providers import Call
 from voxgate.providers.http import MALFORMED, WireAnswer, WireRequest, error_of, failure_of, json_of
 
@@ -28,9 +29,12 @@ class OpenAIAdapter:
     def build_request(self, call: Call, api_key: str) -> WireRequest:
         request, deployment = call.request, call.deployment
         features = deployment.features or frozenset()
+        response_format = deployment.response_format
+        if streamed(call) and response_format == "verbose_json":
+            response_format = "json"  # which is what streams
         fields: list[tuple[str, str]] = [
             ("model", deployment.upstream_model),
-            ("response_format", deployment.response_format),
+            ("response_format", response_format),
         ]
         if request.language and Feature.LANGUAGE in features and not request.translate:
             fields.append(("language", request.language))
@@ -38,7 +42,7 @@ class OpenAIAdapter:
             fields.append(("prompt", request.prompt))
         if request.temperature and Feature.TEMPERATURE in features:
             fields.append(("temperature", f"{request.temperature:g}"))
-        if deployment.response_format == "verbose_json" and not request.translate:
+        if response_format == "verbose_json" and not request.translate:
             wanted = ["segment"] if Feature.SEGMENTS in features else []
             wanted += ["word"] if request.words and Feature.WORDS in features else []
             fields += [("timestamp_granularities[]", granularity) for granularity in wanted]
@@ -50,6 +54,7 @@ class OpenAIAdapter:
             fields.append(("chunking_strategy", "auto"))  # needed over 30 s
         elif Feature.DIARIZATION in features and Feature.DIARIZATION in request.required:
             fields.append(("diarize", "true"))  # OVH
+        fields += streamed(call)
         fields += passed_on(call, fields)
         kind = "translations" if request.translate else "transcriptions"
         return WireRequest(path=f"audio/{kind}", headers=_bearer(api_key), form=tuple(fields))
@@ -58,6 +63,21 @@ class OpenAIAdapter:
         if answer.status != 200:
             raise _failed(answer)
         return _transcript(json_of(answer.body), call)
+
+    def parse_event(self, body: dict[str, Any], call: Call) -> Delta | Transcript | None:
+        """OpenAI's `transcript.text.*`, and Mistral's `transcription.*`."""
+        if "error" in body:
+            raise _failed(WireAnswer(500, json.dumps(body).encode()))
+        match str(body.get("type", "")).rpartition(".")[2]:
+            case "delta":
+                end = body.get("end")
+                return Delta(text_of(body.get("delta", body.get("text"))), None if end is None else time_of(end))
+            case "segment":
+                segment = _segment(body)
+                return Delta(segment.text, segment.end, segment)
+            case "done":
+                return _transcript(body, call)
+        return None
 
 
 class MistralAdapter(OpenAIAdapter):
@@ -81,6 +101,8 @@ class MistralAdapter(OpenAIAdapter):
             fields += [("context_bias", term) for term in map(_term, request.keywords) if term]
         if Feature.DIARIZATION in features and Feature.DIARIZATION in request.required:
             fields.append(("diarize", "true"))
+        if not any("_" in _term(keyword) for keyword in request.keywords):  # it would tell them as it was given them
+            fields += streamed(call)
         fields += passed_on(call, fields)
         return WireRequest(path="audio/transcriptions", headers=_bearer(api_key), form=tuple(fields))
 
@@ -101,6 +123,11 @@ class MistralAdapter(OpenAIAdapter):
 
 def _term(keyword: str) -> str:
     return "_".join(keyword.replace(",", " ").split())
+
+
+def streamed(call: Call) -> list[tuple[str, str]]:
+    can = Feature.STREAMING in (call.deployment.features or ())
+    return [("stream", "true")] if can and call.heard is not None else []
 
 
 def passed_on(call: Call, fields: list[tuple[str, str]]) -> list[tuple[str, str]]:

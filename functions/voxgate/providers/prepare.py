@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -12,7 +14,7 @@ from voxgate.audio import UnusableAudio
 from voxgate.audio.sniff import OGG, Container
 from voxgate.catalog import Deployment
 from voxgate.errors import FailureClass, ProviderError
-from voxgate.model import Exchange, TranscriptionRequest
+from voxgate.model import Delta, Exchange, TranscriptionRequest
 from voxgate.providers import Call
 from voxgate.receive import Upload
 from voxgate.staging import Staging, audio_key
@@ -42,6 +44,7 @@ class Prepared:
         ids: tuple[str, str] = ("", ""),
         exchange: Exchange | None = None,
         threads: Threads | None = None,
+        heard: Callable[[Delta], Awaitable[None]] | None = None,
     ) -> None:
         self.request = request
         self.audio = audio
@@ -51,6 +54,9 @@ class Prepared:
         self._staging = staging
         self._ids = ids
         self._exchange = exchange
+        self._heard = heard
+        self.serving: Deployment | None = None
+        self.waited = 0.0  # seconds, for whoever is told what is heard
         self._threads = threads or Threads("convert", 1)
         self._staged: asyncio.Task[str | None] | None = None
         self._made: dict[Container, Upload] = {}
@@ -74,6 +80,7 @@ class Prepared:
 
     async def call(self, deployment: Deployment) -> Call:
         """One attempt's call. Raises `ProviderError` (unsupported) where no file fits."""
+        self.serving = deployment
         audio, container = await self._fitting(deployment)
         self.begin(deployment)
         # Also for one that takes no reference: both would read the same file.
@@ -86,7 +93,14 @@ class Prepared:
             duration=self.duration,
             reference=reference if deployment.provider.staged and audio is self.audio else None,
             exchange=self._exchange,
+            heard=self._tell if self._heard is not None else None,
         )
+
+    async def _tell(self, delta: Delta) -> None:
+        if self._heard is not None:
+            begun = time.monotonic()
+            await self._heard(delta)
+            self.waited += time.monotonic() - begun
 
     async def _stage(self, staging: Staging) -> str | None:
         """The reference; None where the audio has to be sent."""
