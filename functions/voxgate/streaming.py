@@ -27,12 +27,12 @@ class Events:
 
     def __init__(self, *, live: bool) -> None:
         self._queue: asyncio.Queue[bytes | None] = asyncio.Queue(_AHEAD)
-        self._live = live
+        self.live = live
         self.wanted = False
         self.begun = asyncio.Event()
 
     async def put(self, part: bytes) -> None:
-        if self._live:
+        if self.live:
             self.begun.set()
             await self._queue.put(part)
 
@@ -70,6 +70,11 @@ class Narrator:
     @property
     def begun(self) -> bool:
         return bool(self._told)
+
+    @property
+    def owed_until(self) -> float:
+        """Up to where a client that hangs up now has had the transcript, in seconds."""
+        return self.heard_until if self._events.live else 0.0
 
     async def heard(self, delta: Delta) -> None:
         self._plain = self._plain or (delta.segment is None and bool(delta.text.strip()))

@@ -211,8 +211,8 @@ class Transcriber:
         try:
             yield
         except asyncio.CancelledError:
-            if narrator is not None and narrator.heard_until and prepared.serving is not None:
-                serving, until = prepared.serving, min(narrator.heard_until, duration)
+            if narrator is not None and narrator.owed_until and prepared.serving is not None:
+                serving, until = prepared.serving, min(narrator.owed_until, duration)
                 tab.note(
                     status=ClientGone.status,
                     provider=serving.provider.name,

@@ -140,7 +140,7 @@ def transcription(transcriber: Transcriber, dialect: Dialect) -> Handler:
         try:
             # An answer begins with its first event, so that until then another provider may serve, and a
             # failure has its status; or with a heartbeat, before somebody on the way takes it for dead.
-            while not await _first(work, begun) and not events.wanted:
+            while not await _first(work, begun) and not (events.live and events.wanted):
                 pass
             if work.done():
                 reply = work.result()
