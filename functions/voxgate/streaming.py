@@ -17,8 +17,7 @@ from voxgate.model import Delta, Outcome
 
 _AHEAD = 16  # events that wait for a slow reader before the recognizer does
 _HEARTBEAT = b": still listening\n\n"
-CONTENT_TYPE = "text/event-stream; charset=utf-8"
-HEADERS = {"content-type": CONTENT_TYPE, "cache-control": "no-cache"}
+HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 
 
 class Events:

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -35,7 +34,6 @@ from voxgate.errors import (
     VoxgateError,
 )
 from voxgate.fallback import Fallback, Outages, Served
-from voxgate.formats import Body
 from voxgate.metering import Gate, Reply, Tab, fingerprint
 from voxgate.metrics import Metrics
 from voxgate.model import CacheHit, Capabilities, Exchange, Outcome, ResponseFormat, TranscriptionRequest
@@ -46,8 +44,8 @@ from voxgate.receive import Form, Upload, receive
 from voxgate.routing import Asked, choose
 from voxgate.routing.health import Health
 from voxgate.staging import References, Staging
-from voxgate.streaming import CONTENT_TYPE, HEADERS, Events, Narrator
-from voxgate.tasks import Threads, whole
+from voxgate.streaming import HEADERS, Events, Narrator
+from voxgate.tasks import Threads
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +116,7 @@ class Transcriber:
         self._clock = clock
         # Few threads: each keeps a heap of its own, which eight uploads at once would add up.
         self._converters = Threads("convert", 2)
-        self._measurers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="measure")
+        self._measurers = Threads("measure", 2)
 
     async def __call__(self, dialect: Dialect, incoming: Incoming) -> Reply:
         """Raises the `VoxgateError` that the client is to see. Leaves no file and no hold behind."""
@@ -251,18 +249,13 @@ class Transcriber:
     ) -> Reply:
         duration = outcome.transcript.duration
         # Rendered before it is charged: what cannot be answered costs nothing.
-        long = len(outcome.transcript.text) > _LONG_TEXT
         if narrator is not None:
-            body = Body(CONTENT_TYPE, await narrator.done(outcome))
+            headers, content = HEADERS, await narrator.done(outcome)
         else:
+            long = len(outcome.transcript.text) > _LONG_TEXT
             body = await asyncio.to_thread(dialect.render, outcome) if long else dialect.render(outcome)
-        headers = {
-            **(HEADERS if narrator is not None else {"content-type": body.content_type}),
-            "x-voxgate-provider": outcome.provider,
-            "x-voxgate-attempts": str(outcome.attempts),
-        }
-        if outcome.request.ignored:
-            headers["x-voxgate-ignored-params"] = _header(outcome.request.ignored)
+            headers, content = {"content-type": body.content_type}, body.content
+        headers = headers | {"x-voxgate-provider": outcome.provider, "x-voxgate-attempts": str(outcome.attempts)}
         tab.note(
             provider=outcome.provider,
             deployment=outcome.upstream_model,
@@ -271,7 +264,7 @@ class Transcriber:
         )
         cost = deployment.cost(duration, hit=outcome.hit is not None)
         with self.metrics.stage("settle"):
-            reply = await tab.settle(cost, Reply(headers, body.content))
+            reply = await tab.settle(cost, Reply(headers, content))
         self.metrics.add("AudioSeconds", deployment.billable(duration) / 10, provider=outcome.provider)
         self.metrics.add("RevenueMicrodollars", cost, provider=outcome.provider)
         if outcome.hit is None and deployment.upstream_price is not None:
@@ -369,11 +362,8 @@ class Transcriber:
             duration = probe(upload.file, container, max_seconds=self._max_audio_seconds)
             return _Measured(container, duration, upload.digest() if hashed else b"")
 
-        async def in_thread() -> _Measured:
-            return await asyncio.get_running_loop().run_in_executor(self._measurers, measure)
-
         try:
-            return await whole(in_thread())  # it reads a file that is closed after it
+            return await self._measurers.run(measure)  # it reads a file that is closed after it
         except UnusableAudio as error:
             raise InvalidInput(str(error), param=dialect.audio_field) from error
 

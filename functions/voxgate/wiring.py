@@ -51,9 +51,12 @@ class Gateway:
     staging: Staging
     providers: Mapping[str, Provider]
     pool: EnginePool | None
-    metrics: Metrics
     spool_dir: Path
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    @property
+    def metrics(self) -> Metrics:
+        return self.transcriber.metrics
 
     async def start(self) -> None:
         if self.pool is not None:
@@ -89,7 +92,6 @@ def build_gateway(settings: Settings, store: Store, environ: Mapping[str, str] |
     authenticate = _authenticator(store, settings)
     staging = build_staging(settings)
     health = Health()
-    metrics = Metrics(settings.environment)
     # An upload, its transcription, and what is between: nothing is held for longer than both may take.
     meter = Meter(authenticate=authenticate, store=store, staging=staging, lease=2 * settings.request_timeout + 60)
     transcriber = Transcriber(
@@ -100,7 +102,7 @@ def build_gateway(settings: Settings, store: Store, environ: Mapping[str, str] |
         outages=store,
         staging=staging if settings.staging_bucket else None,
         cache=Cache(staging),
-        metrics=metrics,
+        metrics=Metrics(settings.environment),
         uploads_at_once=settings.uploads_at_once,
         spool_dir=spool_dir,
         limits=Limits(),
@@ -118,7 +120,6 @@ def build_gateway(settings: Settings, store: Store, environ: Mapping[str, str] |
         staging=staging,
         providers=providers,
         pool=pool,
-        metrics=metrics,
         spool_dir=spool_dir,
     )
 
@@ -188,10 +189,8 @@ def build_store(settings: Settings) -> Store:
 
 
 def build_staging(settings: Settings) -> Staging:
-    if settings.staging_bucket:
-        from voxgate.staging.s3 import S3Staging
-
-        return S3Staging(settings.staging_bucket, kms_key_id=settings.staging_key)
+    if bucket := build_references(settings):
+        return bucket
     if settings.table:
         # A directory is one machine's: another could not give the answer again.
         raise InvalidSettings("VOXGATE_TABLE needs VOXGATE_STAGING_BUCKET beside it.")

@@ -176,7 +176,7 @@ class HttpProvider:
                 streamed = response.headers.get("content-type", "").lower().startswith("text/event-stream")
                 if call.heard is not None and status == 200 and streamed:
                     return await self._listen(response, call, call.heard)
-                body = await _bounded(response, _MOST_ANSWER + int(_MOST_OF_A_SECOND * call.duration))
+                body = b"".join([chunk async for chunk in _bounded(response, call)])
             finally:
                 await response.aclose()
         except httpx.HTTPError as error:
@@ -191,16 +191,13 @@ class HttpProvider:
         """The transcript at the end of its events, whose pieces go on as they come."""
         segments: list[Segment] = []
         try:
-            async for body in events(response, _MOST_ANSWER + int(_MOST_OF_A_SECOND * call.duration)):
+            async for body in events(response, call):
                 told = self._adapter.parse_event(body, call)
                 if isinstance(told, Transcript):
                     return replace(told, segments=told.segments or tuple(segments) or None)
                 if told is not None:
                     if told.segment is not None:
-                        (segment,) = (
-                            within(Transcript("", call.duration, segments=(told.segment,)), call.duration).segments
-                            or ()
-                        )
+                        segment = _placed(told.segment, call.duration)
                         segments.append(segment)
                         told = replace(told, end=segment.end, segment=segment)
                     await heard(told)
@@ -252,10 +249,10 @@ async def _chunks(before: bytes, audio: BinaryIO | None, after: bytes) -> AsyncI
     yield before + after
 
 
-async def events(response: httpx.Response, most: int) -> AsyncIterator[dict[str, Any]]:
-    """The JSON of each server-sent event, as it comes; at most so many bytes in all."""
+async def events(response: httpx.Response, call: Call) -> AsyncIterator[dict[str, Any]]:
+    """The JSON of each server-sent event, as it comes."""
     data: list[str] = []
-    async for line in _lines(response, most):
+    async for line in _lines(response, call):
         if line.startswith("data:"):
             data.append(line[5:].removeprefix(" "))
         elif not line and data:
@@ -266,16 +263,11 @@ async def events(response: httpx.Response, most: int) -> AsyncIterator[dict[str,
                     yield body
 
 
-async def _lines(response: httpx.Response, most: int) -> AsyncIterator[str]:
+async def _lines(response: httpx.Response, call: Call) -> AsyncIterator[str]:
     """Ended by CR, LF or both, and by nothing else that Unicode calls a line's end."""
-    _refuse_encoded(response)
-    size, parts, after_cr = 0, list[bytes](), False
-    async for chunk in response.aiter_raw():
-        size += len(chunk)
-        if size > most:
-            raise ProviderError(FailureClass.TRANSIENT, "The provider's events are too large.", status=200)
-        if after_cr and chunk.startswith(b"\n"):
-            chunk = chunk[1:]  # noqa: PLW2901
+    parts, after_cr = list[bytes](), False
+    async for raw in _bounded(response, call):
+        chunk = raw.removeprefix(b"\n") if after_cr else raw
         after_cr = chunk.endswith(b"\r") if chunk else after_cr
         *ended, rest = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
         for each in ended:
@@ -285,43 +277,37 @@ async def _lines(response: httpx.Response, most: int) -> AsyncIterator[str]:
         parts.append(rest)
 
 
-def _refuse_encoded(response: httpx.Response) -> None:
+async def _bounded(response: httpx.Response, call: Call) -> AsyncIterator[bytes]:
+    """What comes, as it comes, up to what the audio's length can explain."""
+    status, left = response.status_code, _MOST_ANSWER + int(_MOST_OF_A_SECOND * call.duration)
     if response.headers.get("content-encoding", "identity").lower() != "identity":
-        raise ProviderError(
-            FailureClass.TRANSIENT, "The provider's answer is encoded, unasked.", status=response.status_code
-        )
-
-
-async def _bounded(response: httpx.Response, most: int) -> bytes:
-    _refuse_encoded(response)
-    body = bytearray()
+        raise ProviderError(FailureClass.TRANSIENT, "The provider's answer is encoded, unasked.", status=status)
     async for chunk in response.aiter_raw():
-        body += chunk
-        if len(body) > most:
-            raise ProviderError(
-                FailureClass.TRANSIENT, "The provider's answer is too large.", status=response.status_code
-            )
-    return bytes(body)
+        left -= len(chunk)
+        if left < 0:
+            raise ProviderError(FailureClass.TRANSIENT, "The provider's answer is too large.", status=status)
+        yield chunk
 
 
 def within(transcript: Transcript, duration: float) -> Transcript:
     """With no time outside of the audio, and none that ends before it begins."""
+    segments = transcript.segments and tuple(_placed(segment, duration) for segment in transcript.segments)
+    return replace(transcript, segments=segments, words=_placed_words(transcript.words, duration))
 
-    def words(some: tuple[Word, ...] | None) -> tuple[Word, ...] | None:
-        return some and tuple(placed(word) for word in some)
 
+def _placed(segment: Segment, duration: float) -> Segment:
+    start, end = _ordered(segment.start, segment.end, duration)
+    if segment.words is None and (start, end) == (segment.start, segment.end):
+        return segment
+    return replace(segment, start=start, end=end, words=_placed_words(segment.words, duration))
+
+
+def _placed_words(words: tuple[Word, ...] | None, duration: float) -> tuple[Word, ...] | None:
     def placed(word: Word) -> Word:
         start, end = _ordered(word.start, word.end, duration)
         return word if (start, end) == (word.start, word.end) else replace(word, start=start, end=end)
 
-    def whole(segment: Segment) -> Segment:
-        start, end = _ordered(segment.start, segment.end, duration)
-        if segment.words is None and (start, end) == (segment.start, segment.end):
-            return segment
-        return replace(segment, start=start, end=end, words=words(segment.words))
-
-    segments = transcript.segments and tuple(map(whole, transcript.segments))
-    return replace(transcript, segments=segments, words=words(transcript.words))
+    return words and tuple(map(placed, words))
 
 
 def _ordered(start: float, end: float, duration: float) -> tuple[float, float]:
