@@ -30,6 +30,7 @@ from botocore.exceptions import EndpointConnectionError
 
 from conftest import DATA, Server, start_server, stop_server
 from customers import LITELLM, OPENAI, ROUTER, STATS, Customer, Office, envelope, send
+from fakes.clock import Clock
 from fakes.upstreams import (
     GOOD,
     KEY,
@@ -624,7 +625,7 @@ def test_a_refusal_of_what_we_chose_is_the_next_ones_turn(place: Place, name: st
 def test_and_its_words_are_not_the_customers_to_read(place: Place, name: str) -> None:
     how = REFUSALS[name]
     if how.status == 422 and how.kind == "deepgram":
-        pytest.skip("an incomplete upload")
+        pytest.skip("Deepgram's 422 is an incomplete upload, which is ours to repeat and not a refusal")
     error = envelope(answer := refused(place, name, f"refused-alone-{name}"))
     assert (answer.status_code, error["code"]) == (502, "provider_unavailable")
     assert f"{how.kind}: unsupported ({how.status})" in error["message"]
@@ -1040,14 +1041,6 @@ def test_a_conversion_stops_when_its_customer_leaves(place: Place, hours: bytes)
 
 
 # --- One probe, and what others know ----------------------------------------------------------------
-
-
-@dataclass
-class Clock:
-    now: float = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def offer(upstream: Upstream, name: str) -> Deployment:

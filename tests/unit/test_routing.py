@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from conftest import ROOT
+from fakes.clock import Clock
 from voxgate.catalog import Deployment, Model, ProviderEntry, load
 from voxgate.errors import InvalidInput, ModelNotFound
 from voxgate.model import Capabilities, Feature, Preference, Routing, TranscriptionRequest
@@ -47,13 +48,6 @@ A, B, C = offer("a", eu=True, quantized=True), offer("b"), offer("c", eu=True)
 MODEL = Model(id="m", deployments=(A, B, C))
 ANYTHING = Capabilities(features=frozenset(Feature))
 ALL = {"a": ANYTHING, "b": ANYTHING, "c": ANYTHING}
-
-
-class Clock:
-    now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def broken(health: Health, deployment: Deployment) -> None:
