@@ -7,6 +7,7 @@ from pathlib import Path
 import aws_cdk as cdk
 from aws_cdk import aws_ecr_assets as assets
 from aws_cdk import aws_ecs as ecs
+from aws_cdk import aws_elasticloadbalancingv2 as elbv2
 from aws_cdk import aws_logs as logs
 from constructs import Construct
 
@@ -92,3 +93,32 @@ def add_container(
         "Resource::*",
     )
     return container
+
+
+def add_targets(
+    balancer: elbv2.ApplicationLoadBalancer,
+    service: elbv2.IApplicationLoadBalancerTarget,
+    *,
+    health: str,
+    failures: int,
+    drain: cdk.Duration,
+) -> elbv2.ApplicationTargetGroup:
+    """The service's tasks behind the balancer, each next request to the one with the fewest. A task that fails
+    at the path `health` so often in a row is replaced; one that is taken away has `drain` to finish."""
+    listener = balancer.add_listener("Http", port=80, protocol=elbv2.ApplicationProtocol.HTTP, open=False)
+    return listener.add_targets(
+        "Tasks",
+        port=PORT,
+        protocol=elbv2.ApplicationProtocol.HTTP,
+        targets=[service],
+        load_balancing_algorithm_type=elbv2.TargetGroupLoadBalancingAlgorithmType.LEAST_OUTSTANDING_REQUESTS,
+        deregistration_delay=drain,
+        health_check=elbv2.HealthCheck(
+            path=health,
+            healthy_http_codes="200",
+            interval=cdk.Duration.seconds(10),
+            timeout=cdk.Duration.seconds(5),
+            healthy_threshold_count=2,
+            unhealthy_threshold_count=failures,
+        ),
+    )

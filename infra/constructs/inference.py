@@ -243,25 +243,9 @@ class Inference(Construct):
             deletion_protection=environment.production,
         )
         balancer.log_access_logs(network.logs, "inference")
-        listener = balancer.add_listener("Http", port=80, protocol=elbv2.ApplicationProtocol.HTTP, open=False)
-        listener.add_targets(
-            "Tasks",
-            port=container.PORT,
-            protocol=elbv2.ApplicationProtocol.HTTP,
-            targets=[self.service],
-            # Rather than a slow start, which excludes it: a task is ready once its model is loaded, and
-            # the next request belongs to the one that has the fewest.
-            load_balancing_algorithm_type=elbv2.TargetGroupLoadBalancingAlgorithmType.LEAST_OUTSTANDING_REQUESTS,
-            deregistration_delay=_DRAIN,
-            health_check=elbv2.HealthCheck(
-                path="/health/ready",
-                healthy_http_codes="200",
-                interval=cdk.Duration.seconds(10),
-                timeout=cdk.Duration.seconds(5),
-                healthy_threshold_count=2,
-                unhealthy_threshold_count=6,
-            ),
-        )
+        # Rather than a slow start, which excludes it: a task is ready once its model is loaded, and
+        # the next request belongs to the one that has the fewest.
+        container.add_targets(balancer, self.service, health="/health/ready", failures=6, drain=_DRAIN)
         return balancer
 
     def _scale(self, environment: Environment, sizes: Sizes) -> None:

@@ -157,23 +157,9 @@ class Ingress(Construct):
         )
 
     def _balance_and_scale(self, sizes: Sizes) -> None:
-        listener = self.load_balancer.add_listener("Http", port=80, protocol=elbv2.ApplicationProtocol.HTTP, open=False)
-        targets = listener.add_targets(
-            "Tasks",
-            port=container.PORT,
-            protocol=elbv2.ApplicationProtocol.HTTP,
-            targets=[self.service],
-            # Uploads and streams are of very different lengths.
-            load_balancing_algorithm_type=elbv2.TargetGroupLoadBalancingAlgorithmType.LEAST_OUTSTANDING_REQUESTS,
-            deregistration_delay=_DRAIN,
-            health_check=elbv2.HealthCheck(
-                path="/health/live",
-                healthy_http_codes="200",
-                interval=cdk.Duration.seconds(10),
-                timeout=cdk.Duration.seconds(5),
-                healthy_threshold_count=2,
-                unhealthy_threshold_count=3,
-            ),
+        # Uploads and streams are of very different lengths: the next belongs to who has the fewest.
+        targets = container.add_targets(
+            self.load_balancer, self.service, health="/health/live", failures=3, drain=_DRAIN
         )
         scaling = self.service.auto_scale_task_count(min_capacity=sizes.fewest, max_capacity=sizes.most)
         scaling.scale_on_request_count(
