@@ -75,7 +75,8 @@ class Prepared:
 
     def begin(self, deployment: Deployment) -> None:
         """Stage the audio for it if it takes a reference, beside whatever is done meanwhile."""
-        if self._staging is not None and deployment.provider.staged and self._staged is None:
+        wanted = deployment.provider.staged and self._as_it_is(deployment)
+        if self._staging is not None and wanted and self._staged is None:
             self._staged = asyncio.create_task(self._stage(self._staging))
 
     async def call(self, deployment: Deployment) -> Call:
@@ -124,7 +125,7 @@ class Prepared:
             logger.exception("staged audio cannot be removed")
 
     async def _fitting(self, deployment: Deployment) -> tuple[Upload, Container]:
-        if _takes(deployment, self.container) and _fits(deployment, self.audio.size):
+        if self._as_it_is(deployment):
             return self.audio, self.container
         # PyAV is loaded for this alone where the audio was measured by another process.
         from voxgate.audio.convert import TARGETS
@@ -137,6 +138,9 @@ class Prepared:
             if _fits(deployment, made.size):
                 return made, target
         raise ProviderError(FailureClass.UNSUPPORTED, "The provider takes no file that this audio can be made into.")
+
+    def _as_it_is(self, deployment: Deployment) -> bool:
+        return _takes(deployment, self.container) and _fits(deployment, self.audio.size)
 
     async def _converted(self, target: Container) -> Upload:
         if target not in self._made:
