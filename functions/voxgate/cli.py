@@ -57,6 +57,23 @@ def _parser() -> argparse.ArgumentParser:
     _gateway(transcribe)
     transcribe.set_defaults(command=_transcribe)
 
+    live = commands.add_parser("live", help="send speech while it is spoken, and print what is heard")
+    live.add_argument("file", metavar="FILE", help="an audio file; - reads raw samples from the standard input")
+    live.add_argument(
+        "--encoding",
+        choices=["pcm_s16le", "pcm_f32le", "mulaw", "alaw", "opus"],
+        help="what FILE is, when it is to be sent as it is (default: it is decoded; for -: pcm_s16le)",
+    )
+    live.add_argument("--sample-rate", type=int, default=16_000, help="of raw samples (default: %(default)s)")
+    live.add_argument("--channels", type=int, default=1, help="of raw samples (default: %(default)s)")
+    live.add_argument(
+        "--speed", type=float, default=1.0, help="times as fast as speech; 0: as fast as it goes (default: %(default)s)"
+    )
+    live.add_argument("--language", help="the speech's language, such as en")
+    live.add_argument("--json", action="store_true", help="print every message")
+    _gateway(live)
+    live.set_defaults(command=_live)
+
     smoke = commands.add_parser("smoke", help="try a deployment from outside, as its customers do")
     _gateway(smoke)
     smoke.set_defaults(command=_smoke)
@@ -97,7 +114,7 @@ def _port(text: str) -> int:
 
 def _serve(arguments: Arguments) -> int:
     from voxgate.hosts.asgi import AsgiApp
-    from voxgate.hosts.gateway import build_application
+    from voxgate.hosts.gateway import build_application, build_sockets
     from voxgate.hosts.serve import run, url
     from voxgate.wiring import build_gateway, build_store, model_name
 
@@ -119,7 +136,13 @@ def _serve(arguments: Arguments) -> int:
         else:
             print(f"API key of the account 'local' ({settings.data_dir / 'api-key'}): {shown}", flush=True)
 
-    app = AsgiApp(build_application(gateway), start=start, stop=gateway.close, slowest_upload=settings.slowest_upload)
+    app = AsgiApp(
+        build_application(gateway),
+        sockets=build_sockets(gateway),
+        start=start,
+        stop=gateway.close,
+        slowest_upload=settings.slowest_upload,
+    )
     run(app, listening, drain_seconds=settings.drain_seconds)
     return 0
 
@@ -182,6 +205,32 @@ def _transcribe(arguments: Arguments) -> int:
         else:
             target.write_text(text, encoding="utf-8")
     return 1 if failed else 0
+
+
+def _live(arguments: Arguments) -> int:
+    from voxgate.client import ClientError
+    from voxgate.live_client import Options, live
+
+    if not arguments.api_key:
+        sys.exit("voxgate: set VOXGATE_API_KEY or give --api-key.")
+    raw = arguments.file == "-"
+    options = Options(
+        base_url=arguments.base_url,
+        api_key=arguments.api_key,
+        model=arguments.model,
+        language=arguments.language,
+        encoding=arguments.encoding or ("pcm_s16le" if raw else None),
+        sample_rate=arguments.sample_rate,
+        channels=arguments.channels,
+        speed=arguments.speed,
+        as_json=arguments.json,
+    )
+    try:
+        live(None if raw else Path(arguments.file), options)
+    except ClientError as error:
+        print(f"voxgate: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _smoke(arguments: Arguments) -> int:

@@ -10,6 +10,7 @@
     |   `-- ModelNotFound       404
     |-- MethodNotAllowed        405
     |-- RequestTimeout          408  the upload stalled
+    |-- UpgradeRequired         426  the live socket was asked for without an upgrade
     |-- IdempotencyConflict     409  the Idempotency-Key is in use
     |-- RateLimited             429  `Retry-After` says when to come back
     |-- Overloaded              503  the queue is full; `retry_after` says when to come back
@@ -109,6 +110,15 @@ class RequestTimeout(VoxgateError):
     status = 408
     code = "request_timeout"
     type = "invalid_request_error"
+
+
+class UpgradeRequired(VoxgateError):
+    status = 426
+    code = "upgrade_required"
+    type = "invalid_request_error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers={"upgrade": "websocket"})
 
 
 class IdempotencyConflict(VoxgateError):

@@ -24,7 +24,7 @@ from voxgate.errors import (
 )
 from voxgate.metrics import Metrics
 from voxgate.model import Transcript
-from voxgate.providers import Provider
+from voxgate.providers import Ask, LiveEngine, Provider
 from voxgate.providers.prepare import Prepared
 from voxgate.routing.health import Attempt, Health
 
@@ -136,6 +136,40 @@ class Fallback:
                     raise _unavailable(failures)
                 if outcome.failure is not FailureClass.TRANSIENT or not self._health.available(deployment.id):
                     break
+        raise _unavailable(failures)
+
+    async def listen(
+        self, deployments: tuple[Deployment, ...], *, language: str | None, interim: bool
+    ) -> tuple[Deployment, LiveEngine, int]:
+        """The first that takes live speech, and how many were asked. Raises as `serve` does."""
+        failures: list[_Failure] = []
+        for number, deployment in enumerate(deployments, 1):
+            if wait := self._health.limited_for(deployment.id):
+                failures.append(_Failure(deployment, FailureClass.RATE_LIMIT, None, wait))
+                continue
+            attempt, judged = self._health.begin(deployment.id), True
+            try:
+                async with asyncio.timeout(self._provider_timeout):
+                    provider = self._providers[deployment.provider.name]
+                    engine = await provider.listen(Ask(deployment, language, interim))
+            except Overloaded as error:
+                judged = False
+                failures.append(_Failure(deployment, FailureClass.OVERLOADED, 503, float(error.retry_after)))
+            except (ProviderError, TimeoutError) as error:
+                if isinstance(error, TimeoutError):
+                    error = ProviderError(FailureClass.TRANSIENT, "timed out")
+                judged = error.failure is not FailureClass.UNSUPPORTED
+                failures.append(await self._failed(deployment, attempt if judged else None, error))
+            except BaseException:
+                judged = False
+                raise
+            else:
+                if self._health.succeeded(deployment.id, attempt):
+                    await self._report(deployment)
+                return deployment, engine, number
+            finally:
+                if not judged:
+                    self._health.ended(deployment.id, attempt)
         raise _unavailable(failures)
 
     async def _attempt(

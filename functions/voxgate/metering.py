@@ -51,6 +51,10 @@ class Tab(Protocol):
         """Set the credit aside; or the answer to the same request before, which costs nothing. Raises
         `InsufficientQuota`, `RateLimited`, `IdempotencyConflict`."""
 
+    async def extend(self, amount: int, *, tenths: int) -> None:
+        """Set more aside, for a request that does not know beforehand what it will cost. Raises
+        `InsufficientQuota`, `RateLimited`; what is held already stays so."""
+
     async def settle(self, cost: int, reply: Reply) -> Reply:
         """Charge for the answer, before it goes out; the reply with what it cost."""
 
@@ -63,9 +67,12 @@ class Gate(Protocol):
         headers: Mapping[str, str],
         key_header: str,
         told: MutableMapping[str, str],
+        *,
+        tokens: bool = False,
     ) -> AbstractAsyncContextManager[Tab]:
         """Let a request in, and see it out however it ends. `told` takes the headers that every answer
-        to it carries. Raises what the client is to see, before anything of the body is read."""
+        to it carries; with `tokens` a token will do for a key. Raises what the client is to see, before
+        anything of the body is read."""
 
 
 class Meter:
@@ -95,8 +102,10 @@ class Meter:
         headers: Mapping[str, str],
         key_header: str,
         told: MutableMapping[str, str],
+        *,
+        tokens: bool = False,
     ) -> AsyncIterator[Tab]:
-        caller = await self._known(request_id, headers, Scope.TRANSCRIBE, told, also=key_header)
+        caller = await self._known(request_id, headers, Scope.TRANSCRIBE, told, also=key_header, tokens=tokens)
         record = UsageRecord(request_id, caller.account_id, caller.key_id, self._clock(), contract, 200, 0.0)
         tab = _MeteredTab(self, caller, headers.get("idempotency-key"), record, told)
         try:
@@ -123,9 +132,10 @@ class Meter:
         told: MutableMapping[str, str],
         *,
         also: str = "",
+        tokens: bool = False,
     ) -> Caller:
         try:
-            return await self.authenticate(headers, scope, also=also)
+            return await self.authenticate(headers, scope, also=also, tokens=tokens)
         except Refused as error:  # counts like any other request, and is told where it stands
             await self._count(request_id, error.caller, told)
             raise
@@ -202,6 +212,9 @@ class _MeteredTab:
         self._told.update(limit_headers(held.standing))
         return None
 
+    async def extend(self, amount: int, *, tenths: int) -> None:
+        await whole(self._more(amount, tenths))
+
     async def settle(self, cost: int, reply: Reply) -> Reply:
         # Once it is charged the answer goes out, also when the time for it ran out meanwhile.
         return await whole(self._settle(cost, reply), keep=True)
@@ -230,6 +243,10 @@ class _MeteredTab:
         self._hold = held if isinstance(held, Hold) else None
         return held
 
+    async def _more(self, amount: int, tenths: int) -> None:
+        assert self._hold is not None, "nothing is held"
+        self._hold = await self._meter.store.extend(self._hold, amount, tenths=tenths, lease=self._meter.lease)
+
     async def _settle(self, cost: int, reply: Reply) -> Reply:
         hold = self._hold
         assert hold is not None, "nothing is held"
@@ -257,6 +274,8 @@ class Unmetered:
         headers: Mapping[str, str],
         key_header: str,
         told: MutableMapping[str, str],
+        *,
+        tokens: bool = False,
     ) -> AsyncIterator[Tab]:
         yield _FreeTab()
 
@@ -270,6 +289,9 @@ class _FreeTab:
 
     async def hold(self, amount: int, *, tenths: int, fingerprint: str) -> Reply | None:
         return None
+
+    async def extend(self, amount: int, *, tenths: int) -> None:
+        pass
 
     async def settle(self, cost: int, reply: Reply) -> Reply:
         return reply

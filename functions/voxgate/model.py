@@ -7,7 +7,7 @@ are natural logarithms. `None` always means "the engine did not say", never zero
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -47,6 +47,7 @@ class Feature(StrEnum):
     LANGUAGES = "several_languages"
     STREAMING = "streaming"
     TRANSLATION = "translation"
+    LIVE = "live"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,11 @@ class Segment:
     compression_ratio: float | None = None
     no_speech_prob: float | None = None
     speaker: str | None = None
+
+    def moved(self, seconds: float) -> Segment:
+        """The same, later by so much."""
+        words = self.words and tuple(replace(w, start=w.start + seconds, end=w.end + seconds) for w in self.words)
+        return replace(self, start=self.start + seconds, end=self.end + seconds, words=words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +125,15 @@ class Delta:
     text: str
     end: float | None = None
     segment: Segment | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Of live speech, one utterance: as far as it is understood, or for good where it is `final`. Without any
+    text nothing is left to come from before `segment.end`."""
+
+    segment: Segment
+    final: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,6 +43,7 @@ class Settings:
     max_audio_seconds: float = 4 * 3600.0
     engine_workers: int = 0  # 0: as many as suit the engine and the machine
     engine_queue: int = 64
+    live_workers: int = 0  # likewise
     requests_per_minute: int = 6000
     audio_seconds_per_minute: int = 360_000
     concurrent_requests: int = 256

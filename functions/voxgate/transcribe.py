@@ -105,7 +105,7 @@ class Transcriber:
         self._uploads = 0
         self._uploads_at_once = uploads_at_once
         self.metrics = metrics or Metrics()
-        self._fallback = Fallback(
+        self.fallback = Fallback(
             providers=providers,
             health=health,
             outages=outages,
@@ -138,13 +138,13 @@ class Transcriber:
         with self.metrics.stage("receive"):
             form = await self._receive(dialect, incoming, upload)
         request = dialect.parse(form.fields, form.files)
-        models = self._models(request, tab.caller)
+        models = self.models(request, tab.caller)
         tab.note(model=models[0].id, size=upload.size)
         keep = None if self._cache is None else ttl(incoming.headers, tab.caller.cache_seconds)
         with self.metrics.stage("understand"):
             measured = await self._measure(dialect, upload, hashed=tab.replayable or keep is not None)
         duration, account_id = measured.duration, tab.caller.account_id
-        deployments = await self._choose(models, Asked(request, duration, upload.size))
+        deployments = await self.choose(models, Asked(request, duration, upload.size))
         entry = None if keep is None else entry_id(request, measured.digest)
         served = await self._hit(account_id, entry, deployments)
         hit = CacheHit(entry) if served and entry else None
@@ -240,7 +240,7 @@ class Transcriber:
             tab.note(attempts=number)
             incoming.told["x-voxgate-attempts"] = str(number)  # on a failure's answer, too
 
-        return await self._fallback.serve(
+        return await self.fallback.serve(
             prepared, deployments, attempted=attempted, told=lambda: narrator is not None and narrator.begun
         )
 
@@ -311,8 +311,8 @@ class Transcriber:
                 param=dialect.audio_field,
             )
 
-    def _models(self, request: TranscriptionRequest, caller: Caller) -> list[Model]:
-        """The model that was asked for, then those to fall back to."""
+    def models(self, request: TranscriptionRequest, caller: Caller) -> list[Model]:
+        """The model that was asked for, then those to fall back to. Raises `ModelNotFound`, `Forbidden`."""
         models: list[Model] = []
         for name in (request.model, *request.routing.fallbacks):
             param = "fallbacks" if models else "model"
@@ -326,9 +326,9 @@ class Transcriber:
             models.append(model)
         return models
 
-    async def _choose(self, models: list[Model], asked: Asked) -> tuple[Deployment, ...]:
+    async def choose(self, models: list[Model], asked: Asked) -> tuple[Deployment, ...]:
         """The asked model's deployments, then its fallbacks': these may be unable to, the first may not."""
-        await self._fallback.learn()
+        await self.fallback.learn()
         chosen: list[Deployment] = []
         refusal: VoxgateError | None = None
         for model in models:

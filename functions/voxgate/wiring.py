@@ -33,6 +33,7 @@ from voxgate.transcribe import Transcriber
 if TYPE_CHECKING:
     import ssl
 
+    from voxgate.providers.live import LiveWire
     from voxgate.staging.s3 import S3Staging
 
 _SPOOL = "voxgate-spool-"
@@ -134,27 +135,31 @@ def build_pool(settings: Settings) -> EnginePool:
     if settings.whisper_model:
         arguments = ["whisper", settings.whisper_model, settings.whisper_device, settings.whisper_compute_type]
         workers = settings.engine_workers or 1  # CTranslate2 uses all cores by itself
+        live = settings.live_workers or 1  # which takes several sessions
     else:
         arguments = ["sphinx"]
         workers = settings.engine_workers or min(cores, 4)
-    return EnginePool(arguments=arguments, workers=workers, queue=settings.engine_queue)
+        live = settings.live_workers or min(4 * cores, 16)  # each takes a fifth of a core, and 200 MB
+    return EnginePool(arguments=arguments, workers=workers, queue=settings.engine_queue, live=live)
 
 
 def _remote(entry: ProviderEntry, settings: Settings, secrets: StoredSecrets) -> Provider:
     # httpx costs 150 ms to load, so only a deployment that calls somebody pays for it.
-    from voxgate.providers.deepgram import DeepgramAdapter
+    from voxgate.providers.deepgram import DeepgramAdapter, DeepgramLive
     from voxgate.providers.http import Adapter, HttpProvider, Timeouts
-    from voxgate.providers.inference import InferenceAdapter
+    from voxgate.providers.inference import InferenceAdapter, InferenceLive
     from voxgate.providers.openai import MistralAdapter, OpenAIAdapter
 
-    adapters: dict[tuple[str, str], type[Adapter]] = {
-        ("inference", ""): InferenceAdapter,
-        ("openai", ""): OpenAIAdapter,
-        ("openai", "mistral"): MistralAdapter,
-        ("deepgram", ""): DeepgramAdapter,
+    adapters: dict[tuple[str, str], tuple[Adapter, LiveWire | None]] = {
+        ("inference", ""): (InferenceAdapter(), InferenceLive()),
+        ("openai", ""): (OpenAIAdapter(), None),
+        ("openai", "mistral"): (MistralAdapter(), None),
+        ("deepgram", ""): (DeepgramAdapter(), DeepgramLive()),
     }
+    adapter, live = adapters[entry.kind, entry.flavor]
     return HttpProvider(
-        adapter=adapters[entry.kind, entry.flavor](),
+        adapter=adapter,
+        live=live,
         base_url=entry.base_url,
         api_key=entry.api_key,
         secrets=secrets,

@@ -152,7 +152,7 @@ def test_a_deployment_without_limits_has_none(tmp_path: Path) -> None:
 
 def test_what_a_deployment_offers_is_its_kinds_usual(tmp_path: Path) -> None:
     found = offers(read(tmp_path, RICH))
-    assert found["stored"].features == frozenset({Feature.SEGMENTS, Feature.WORDS, Feature.LANGUAGE})
+    assert found["stored"].features == frozenset({Feature.SEGMENTS, Feature.WORDS, Feature.LANGUAGE, Feature.LIVE})
     near = found["near"].features
     assert near is not None
     assert {Feature.WORDS, Feature.SEGMENTS, Feature.PROMPT, Feature.TEMPERATURE, Feature.LANGUAGE} <= near
@@ -171,6 +171,7 @@ WIRES = {
 IMPOSSIBLE = {
     ("mistral", Feature.TRANSLATION), ("deepgram", Feature.TRANSLATION), ("mistral", Feature.LOGPROBS),
     ("deepgram", Feature.LOGPROBS), ("inference", Feature.LOGPROBS), ("deepgram", Feature.STREAMING),
+    ("openai", Feature.LIVE), ("mistral", Feature.LIVE),
 }  # fmt: skip
 
 

@@ -22,10 +22,10 @@ RANKS = {
     "providers": 3, "cache": 3, "fallback": 4,
     "metering": 3, "streaming": 3,
     "transcribe": 5,
-    "wiring": 6,
+    "wiring": 6, "live": 6,
     "hosts": 7, "client": 7, "smoke": 7, "admin": 7,
-    "cli": 8,
-    "__main__": 9, "api": 9, "ingress": 9, "inference": 9, "sweep": 9,
+    "live_client": 8, "cli": 9,
+    "__main__": 10, "api": 10, "ingress": 10, "inference": 10, "sweep": 10,
 }  # fmt: skip
 PURE = ("errors", "model", "languages", "multipart", "formats", "dialects")
 IO = {

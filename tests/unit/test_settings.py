@@ -23,6 +23,7 @@ GIVEN: dict[str, tuple[str, object]] = {
     "max_audio_seconds": ("1400", 1400.0),
     "engine_workers": ("3", 3),
     "engine_queue": ("0", 0),
+    "live_workers": ("3", 3),
     "requests_per_minute": ("60", 60),
     "audio_seconds_per_minute": ("3600", 3600),
     "concurrent_requests": ("8", 8),

@@ -247,6 +247,12 @@ class Store(Protocol):
     async def find_credential(self, digest: bytes) -> Credential | None:
         """The key of that SHA-256 digest and its account, revoked and expired ones included."""
 
+    async def create_token(self, digest: bytes, key: Key, expires: int) -> None:
+        """Another way to that key until then, by a digest of its own."""
+
+    async def find_token(self, digest: bytes) -> Credential | None:
+        """The token's key, which expires with it, and its account."""
+
     async def create_account(self, name: str, *, limits: RateLimits = NO_LIMITS, budget: int | None = None) -> Account:
         """Raises `ValueError` where the name is taken."""
 
@@ -286,6 +292,10 @@ class Store(Protocol):
         """Set `amount` aside for `lease` seconds at most, take `tenths` of seconds of audio out of
         each rate, and lay hands on the claim. All or nothing; a claim that is answered, in flight
         or another request's comes before any refusal of money."""
+
+    async def extend(self, hold: Hold, amount: int, *, tenths: int, lease: float) -> Hold:
+        """Set `amount` more aside under an open hold, as `hold` does, and let it and the place last for `lease`
+        seconds from now. Raises `HoldEnded` where it is not open any more."""
 
     async def settle(self, hold: Hold, cost: int, record: UsageRecord, answer: bytes | None = None) -> Balance | None:
         """End the hold with a charge of `cost` (0..amount), give the place back, write the record

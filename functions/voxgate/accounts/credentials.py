@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from voxgate.accounts import Bounds, Credential, RateLimits, Scope, Status, Store, Ticket, keys
@@ -69,9 +69,14 @@ class Authenticator:
         self._known: Recent[bytes, tuple[float, Credential]] = Recent(4096)
         self._unknown: Recent[bytes, float] = Recent(1024)
 
-    async def __call__(self, headers: Mapping[str, str], scope: Scope | None = None, *, also: str = "") -> Caller:
-        """`also` names a header that may carry the bare key. Raises `Unauthenticated` or `Forbidden`."""
-        credential = await self._find(keys.digest(_presented(headers, also)))
+    async def __call__(
+        self, headers: Mapping[str, str], scope: Scope | None = None, *, also: str = "", tokens: bool = False
+    ) -> Caller:
+        """`also` names a header that may carry the bare key; with `tokens` a token will do. Raises
+        `Unauthenticated` or `Forbidden`."""
+        presented = _presented(headers, also, tokens=tokens)
+        find = self._store.find_token if presented.startswith(keys.TOKEN) else self._store.find_credential
+        credential = await self._find(keys.digest(presented), find)
         now = self._clock()
         # Unknown, revoked and expired are one answer: it must not tell a finder what a key once was.
         if (
@@ -102,13 +107,13 @@ class Authenticator:
         limited = own.limits != RateLimits() or own.budget is not None
         return (bounds, own) if limited else (bounds,)
 
-    async def _find(self, digest: bytes) -> Credential | None:
+    async def _find(self, digest: bytes, find: Callable[[bytes], Awaitable[Credential | None]]) -> Credential | None:
         now = self._clock()
         if (known := self._known.get(digest)) and now < known[0]:
             return known[1]
         if now < (self._unknown.get(digest) or 0.0):
             return None
-        credential = await self._store.find_credential(digest)
+        credential = await find(digest)
         if credential is None or not secrets.compare_digest(credential.digest, digest):
             self._known.pop(digest)
             self._unknown.put(digest, now + _UNKNOWN_SECONDS)
@@ -117,7 +122,7 @@ class Authenticator:
         return credential
 
 
-def _presented(headers: Mapping[str, str], also: str) -> str:
+def _presented(headers: Mapping[str, str], also: str, *, tokens: bool) -> str:
     """The key that was sent. What is said of it here, anyone who sees it can see."""
     scheme, _, token = headers.get("authorization", "").strip().partition(" ")
     token = token.strip()
@@ -127,6 +132,6 @@ def _presented(headers: Mapping[str, str], also: str) -> str:
         raise Unauthenticated("You didn't provide an API key: send it as 'Authorization: Bearer KEY'.")
     if scheme.lower() != "bearer":
         raise Unauthenticated("The Authorization header must be 'Bearer KEY'.")
-    if not keys.well_formed(token):
+    if not keys.well_formed(token) and not (tokens and keys.well_formed(token, keys.TOKEN)):
         raise Unauthenticated("That is no API key of this service: it may be cut off or mistyped.")
     return token

@@ -10,6 +10,7 @@
     NAME#<name>         NAME                    whose name it is
     KEY#<key id>        KEY                     the key
     DIGEST#<hex>        DIGEST                  whose hash it is
+    TOKEN#<hex>         TOKEN                   which key it stands for
     OUTAGES             <deployment>            until when it is out of order
     USAGE#<id>          <time>#<request id>     one usage record
     ROLLUP#<id>         <day>#<key>#<model>     the records of a day, added up
@@ -139,6 +140,43 @@ class DynamoStore(DynamoAccounts):
         raise overloaded()
 
     @threaded
+    def extend(self, hold: port.Hold, amount: int, *, tenths: int, lease: float) -> port.Hold:
+        """One conditional write of STATE, that the hold is as this request knows it. Sent again because only
+        the response was lost, it finds the time that it wrote itself, and is done. The place, whose name has
+        its time in it, is taken anew once half of that is over, and the old one then given back."""
+        ticket, account_id, until = hold.ticket, hold.ticket.account_id, self._now() + rules.microseconds(lease)
+        place = self._slots.get(hold.id) or ""
+        renewed = place and int(place.partition("|")[0]) < until - rules.microseconds(lease / 2)
+        member = f"{until:020d}|{hold.id}" if renewed else ""
+        for _ in tries():
+            now = self._now()
+            update = self._holding(ticket, amount, tenths, now, until, held=hold)
+            for suffix in places(ticket) if member else ():
+                update.include(f"slots{suffix}", member)
+            try:
+                item = self._learn(account_id, self._table.once(update))
+            except Failed as failed:
+                if failed.busy:
+                    continue
+                item = self._learn(account_id, failed.item(0))
+                mine = item.get(f"hold#{hold.id}")
+                if mine is None:
+                    raise stores.ended(hold) from failed
+                if mine["expires"] != until:
+                    if amount or tenths:
+                        rules.check_hold(state_of(ticket, item, now), amount, tenths, now)
+                    hold = dataclasses.replace(hold, amount=mine["amount"])
+                    continue
+            if member:
+                self._slots.put(hold.id, member)
+                leaving = StateUpdate(account_id)
+                leaving.unseat(ticket, place)
+                self._table.commit(leaving)
+            standing = rules.standing(state_of(ticket, item, now), now)
+            return dataclasses.replace(hold, amount=item[f"hold#{hold.id}"]["amount"], standing=standing)
+        raise overloaded()
+
+    @threaded
     def settle(self, hold: port.Hold, cost: int, record: port.UsageRecord, answer: bytes | None = None) -> None:
         """One transaction, on the condition that the hold is open and the claim still this request's:
 
@@ -152,16 +190,13 @@ class DynamoStore(DynamoAccounts):
         """
         stores.check_cost(hold, cost)
         now = self._now()
-        update = self._ending(hold, cost)
         entry = port.Entry(hold.ticket.account_id, port.EntryKind.CHARGE, -cost, now / 1e6, hold.id)
         closing = _dropping(hold, hold.claim) if answer is None else _answering(hold, answer, now)
         try:
-            self._table.commit(update, _posting(entry), *recording(record), *closing)
+            self._end(hold, cost, _posting(entry), *recording(record), *closing)
         except Failed as failed:
             if self._table.get(*_place_of(entry)) is None:
-                raise port.HoldEnded(f"The hold of request {hold.id} is not open any more.") from failed
-        else:
-            self._reckon(entry.account_id, update)
+                raise stores.ended(hold) from failed
 
     @threaded
     def release(self, hold: port.Hold, record: port.UsageRecord | None = None) -> None:
@@ -169,15 +204,12 @@ class DynamoStore(DynamoAccounts):
         sweep at once, one ends the hold. The claim goes with it, unless its lease ran out and
         another request has it now: then the transaction is cancelled and sent without it."""
         for claim in (hold.claim, None):
-            update = self._ending(hold, 0)
             try:
-                self._table.commit(update, *recording(record), *_dropping(hold, claim))
+                self._end(hold, 0, *recording(record), *_dropping(hold, claim))
             except Failed as failed:
-                if failed.at(0):
-                    return
-            else:
-                self._reckon(hold.ticket.account_id, update)
-                return
+                if not failed.at(0):
+                    continue
+            return
 
     @threaded
     def claimed(self, account_id: str, claim_key: str) -> bool:
@@ -238,24 +270,43 @@ class DynamoStore(DynamoAccounts):
                 update.seat(f"slots{suffix}", bounds.limits.concurrent_requests, member)
         return update
 
-    def _holding(self, ticket: port.Ticket, amount: int, tenths: int, now: int, expires: int) -> StateUpdate:
+    def _holding(
+        self, ticket: port.Ticket, amount: int, tenths: int, now: int, expires: int, *, held: port.Hold | None = None
+    ) -> StateUpdate:
+        """Of a new hold, or of more for one that is `held`."""
         known = self._known.get(ticket.account_id) or {}
         update = StateUpdate(ticket.account_id)
-        update.need(ticket, amount, now)
-        name, month = f"hold#{ticket.request_id}", rules.month(now)
-        update.where(f"attribute_not_exists({update.name(name)})")
-        update.set(name, {"amount": amount, "expires": expires, "month": month, "suffixes": [*places(ticket)]})
+        if amount or held is None:
+            update.need(ticket, amount, now)
+        name, month = f"hold#{ticket.request_id}", held.month if held else rules.month(now)
+        if held is None:
+            update.where(f"attribute_not_exists({update.name(name)})")
+        else:
+            update.where(f"{update.name(name)}.{update.name('amount')} = {update.value(held.amount)}")
+        whole = amount + (held.amount if held else 0)
+        update.set(name, {"amount": whole, "expires": expires, "month": month, "suffixes": [*places(ticket)]})
         update.add("free", -amount)
         for suffix, bounds in places(ticket).items():
-            update.take(f"audio{suffix}", rules.Tally(bounds).audio_bucket, tenths, known, now)
+            update.take(f"audio{suffix}", rules.Tally(bounds).audio_bucket if tenths else None, tenths, known, now)
             update.add(f"spent#{month}{suffix}", amount)
         return update
 
-    def _ending(self, hold: port.Hold, cost: int) -> StateUpdate:
-        update = StateUpdate(hold.ticket.account_id)
-        update.end(hold.id, {"amount": hold.amount, "month": hold.month, "suffixes": places(hold.ticket)}, cost)
-        update.unseat(hold.ticket, self._member(hold.ticket))
-        return update
+    def _end(self, hold: port.Hold, cost: int, *writes: Write) -> None:
+        member = self._member(hold.ticket)
+        while True:
+            update = StateUpdate(hold.ticket.account_id)
+            update.end(hold.id, {"amount": hold.amount, "month": hold.month, "suffixes": places(hold.ticket)}, cost)
+            update.unseat(hold.ticket, member)
+            try:
+                self._table.commit(update, *writes)
+            except Failed as failed:
+                mine = (failed.item(0) or {}).get(f"hold#{hold.id}", {})
+                if mine.get("amount", hold.amount) == hold.amount:
+                    raise
+                hold = dataclasses.replace(hold, amount=mine["amount"])  # an extension whose answer was lost
+            else:
+                self._reckon(hold.ticket.account_id, update)
+                return
 
     def _earlier(self, ticket: port.Ticket, claim: port.Claim, failed: Failed, now: int) -> port.Replay | None:
         """What a claim laid earlier says. It is asked for where the failure did not bring it: nothing

@@ -11,7 +11,7 @@ import voxgate.accounts as port
 from voxgate.accounts import rules, stores
 from voxgate.accounts.dynamodb_state import STATE
 from voxgate.accounts.stores import restored, threaded
-from voxgate.accounts.table import Failed, Table, Update, Write
+from voxgate.accounts.table import Failed, Item, Table, Update, Write
 
 _KINDS = list(port.EntryKind)
 
@@ -28,9 +28,22 @@ class DynamoAccounts:
         owner = self._table.get(f"DIGEST#{digest.hex()}", "DIGEST")
         if owner is None:
             return None
+        return self._credential(owner, digest)
+
+    def _credential(self, owner: Item, digest: bytes) -> port.Credential:
         wanted = [(f"KEY#{owner['key_id']}", "KEY"), (f"ACCOUNT#{owner['account_id']}", "PROFILE")]
         found = {item["sk"]: item for item in self._table.get_all(wanted)}
         return port.Credential(restored(port.Account, found["PROFILE"]), restored(port.Key, found["KEY"]), digest)
+
+    @threaded
+    def create_token(self, digest: bytes, key: port.Key, expires: int) -> None:
+        owner = {"account_id": key.account_id, "key_id": key.id, "expires": expires, "ttl": expires + 1}
+        self._table.commit(Write("Put", f"TOKEN#{digest.hex()}", "TOKEN", owner, exists=False))
+
+    @threaded
+    def find_token(self, digest: bytes) -> port.Credential | None:
+        owner = self._table.get(f"TOKEN#{digest.hex()}", "TOKEN")
+        return None if owner is None else stores.token(self._credential(owner, digest), owner["expires"])
 
     @threaded
     def create_account(

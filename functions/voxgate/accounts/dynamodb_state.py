@@ -58,7 +58,7 @@ class StateUpdate(Update):
     def end(self, hold_id: str, held: Item, cost: int) -> None:
         """Closes an open hold, of which `held` are the amount, the month and the suffixes."""
         name = f"hold#{hold_id}"
-        self.where(f"attribute_exists({self.name(name)})")
+        self.where(f"{self.name(name)}.{self.name('amount')} = {self.value(held['amount'])}")
         self.remove(name)
         self.add("balance", -cost)
         self.add("free", held["amount"] - cost)

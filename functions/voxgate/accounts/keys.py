@@ -1,4 +1,4 @@
-"""API keys: `vg_`, 30 random characters, and 6 of a checksum over them.
+"""API keys: `vg_`, 30 random characters, and 6 of a checksum over them; tokens are the same with `vt_`.
 
 The prefix lets secret scanners find a key that leaked; the checksum tells a mistyped key before
 any look-up. 30 characters of base 62 are 178 random bits, so a plain hash is enough at rest.
@@ -12,20 +12,20 @@ import string
 import zlib
 
 _ALPHABET = string.digits + string.ascii_letters
-_PREFIX = "vg_"
+KEY, TOKEN = "vg_", "vt_"
 _RANDOM = 30
 _CHECKSUM = 6
 
 
-def generate() -> str:
-    body = "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM))
-    return _PREFIX + body + _checksum(body)
+def generate(prefix: str = KEY) -> str:
+    body = prefix + "".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM))
+    return body + _checksum(body)
 
 
-def well_formed(key: str) -> bool:
-    body, checksum = key[len(_PREFIX) : -_CHECKSUM], key[-_CHECKSUM:]
+def well_formed(key: str, prefix: str = KEY) -> bool:
+    body, checksum = key[:-_CHECKSUM], key[-_CHECKSUM:]
     return (
-        key.startswith(_PREFIX) and len(body) == _RANDOM and key.isascii() and key.isprintable()
+        key.startswith(prefix) and len(body) == len(prefix) + _RANDOM and key.isascii() and key.isprintable()
     ) and secrets.compare_digest(_checksum(body), checksum)
 
 
@@ -34,7 +34,7 @@ def digest(key: str) -> bytes:
 
 
 def _checksum(body: str) -> str:
-    value = zlib.crc32((_PREFIX + body).encode())
+    value = zlib.crc32(body.encode())
     digits = []
     for _ in range(_CHECKSUM):
         value, digit = divmod(value, len(_ALPHABET))

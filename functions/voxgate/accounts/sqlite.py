@@ -52,6 +52,18 @@ class SqliteStore:
         return port.Credential(_account(account), _key(key), key["digest"])
 
     @threaded
+    def create_token(self, digest: bytes, key: port.Key, expires: int) -> None:
+        _insert(self._connection, "token", {"digest": digest, "key_id": key.id, "expires": expires})
+
+    @threaded
+    def find_token(self, digest: bytes) -> port.Credential | None:
+        query = "SELECT key.*, token.expires AS until FROM token JOIN key ON key.id = key_id WHERE token.digest = ?"
+        for row in self._all(query, digest):
+            account = self._all("SELECT * FROM account WHERE id = ?", row["account_id"])
+            return stores.token(port.Credential(_account(account[0]), _key(row), digest), row["until"])
+        return None
+
+    @threaded
     def create_account(
         self, name: str, *, limits: port.RateLimits = port.NO_LIMITS, budget: int | None = None
     ) -> port.Account:
@@ -156,6 +168,26 @@ class SqliteStore:
             return port.Hold(ticket, amount, month, claim, rules.standing(_state(db, ticket, now), now))
 
     @threaded
+    def extend(self, hold: port.Hold, amount: int, *, tenths: int, lease: float) -> port.Hold:
+        with self._transaction() as db:
+            now = self._now()
+            state = _state(db, hold.ticket, now)
+            query = "UPDATE hold SET amount = amount + ?, expires = ? WHERE id = ? RETURNING amount"
+            until = now + rules.microseconds(lease)
+            row = db.execute(query, (amount, until, hold.id)).fetchone()
+            if row is None:
+                raise stores.ended(hold)
+            if amount or tenths:
+                rules.check_hold(state, amount, tenths, now)
+            for tally in state.tallies:
+                if bucket := tally.audio_bucket:
+                    _fill(db, "audio", tally, bucket.take(tally.audio, tenths, now))
+            db.execute("UPDATE slot SET expires = ? WHERE request_id = ?", (until, hold.id))
+            _spend(db, (hold.ticket.account_id, hold.ticket.key_id), hold.month, amount)
+            standing = rules.standing(_state(db, hold.ticket, now), now)
+            return dataclasses.replace(hold, amount=row["amount"], standing=standing)
+
+    @threaded
     def settle(
         self, hold: port.Hold, cost: int, record: port.UsageRecord, answer: bytes | None = None
     ) -> port.Balance | None:
@@ -168,7 +200,7 @@ class SqliteStore:
                 _end(db, hold.id, 0)  # a hold of that request that came late, sent twice
                 return _balance(db, account_id, now)
             if _end(db, hold.id, cost) is None:
-                raise port.HoldEnded(f"The hold {hold.id} has ended.")
+                raise stores.ended(hold)
             _enter(db, entry)
             if answer is not None:
                 query = "UPDATE claim SET answer = ?, expires = ? WHERE hold_id = ?"
@@ -245,6 +277,7 @@ class SqliteStore:
             amount = sum(_end(db, hold_id, 0) or 0 for (hold_id,) in holds)
             slots = db.execute(f"DELETE FROM slot WHERE {over}", (now, gone)).rowcount
             db.execute("DELETE FROM claim WHERE expires <= ?", (now,))
+            db.execute("DELETE FROM token WHERE expires <= ?", (self._clock(),))
             self._instance.tidy()
             return port.Swept(len(holds), amount, slots)
 

@@ -82,6 +82,11 @@ _MIGRATIONS = (
     ALTER TABLE account ADD COLUMN cache_seconds INTEGER;
     ALTER TABLE usage ADD COLUMN converted TEXT NOT NULL DEFAULT '';
     """,
+    """
+    CREATE TABLE token (
+        digest BLOB PRIMARY KEY, key_id TEXT NOT NULL REFERENCES key (id), expires INTEGER NOT NULL
+    ) STRICT;
+    """,
 )
 
 

@@ -10,7 +10,19 @@ from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from voxgate.accounts import Account, Entry, EntryKind, Hold, Key, RateLimits, Scope, Status, UsageRecord
+from voxgate.accounts import (
+    Account,
+    Credential,
+    Entry,
+    EntryKind,
+    Hold,
+    HoldEnded,
+    Key,
+    RateLimits,
+    Scope,
+    Status,
+    UsageRecord,
+)
 
 
 class Threaded(Protocol):
@@ -57,6 +69,17 @@ def new_account(name: str, created: float, limits: RateLimits, budget: int | Non
 def check_cost(hold: Hold, cost: int) -> None:
     if not 0 <= cost <= hold.amount:
         raise ValueError(f"A hold of {hold.amount} cannot be settled with {cost}.")
+
+
+def ended(hold: Hold) -> HoldEnded:
+    return HoldEnded(f"The hold of request {hold.id} is not open any more.")
+
+
+def token(credential: Credential, expires: int) -> Credential:
+    """What a token stands for until then."""
+    own = credential.key.expires
+    key = dataclasses.replace(credential.key, expires=expires if own is None else min(own, expires))
+    return dataclasses.replace(credential, key=key)
 
 
 def name_taken(name: str) -> ValueError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import av
 from av.audio.frame import AudioFrame
@@ -22,19 +22,26 @@ _BYTES_PER_SECOND = RATE * 2
 _UNREADABLE = "The audio cannot be decoded: the file is damaged, cut off, or not what its first bytes say."
 
 
+class Pipe(Protocol):
+    """What is read from its start to its end as it comes, and cannot be gone back in."""
+
+    def read(self, size: int) -> bytes: ...
+
+
 @contextmanager
-def opened(source: str | BinaryIO, demuxer: str) -> Iterator[tuple[InputContainer, AudioStream]]:
+def opened(source: str | BinaryIO | Pipe, demuxer: str) -> Iterator[tuple[InputContainer, AudioStream]]:
     """The file, from its start, and its audio track, read by the demuxer of that name and no other.
 
     Raises `UnusableAudio`, also for what FFmpeg reports while the file is in use.
     """
-    if not isinstance(source, str):
+    # No protocol but plain files: a QuickTime reference must not make us fetch an address.
+    options = {"protocol_whitelist": "file"}
+    if hasattr(source, "seek"):
         source.seek(0)
+    elif not isinstance(source, str):
+        options |= {"probesize": "32", "analyzeduration": "0"}  # else it reads seconds ahead
     try:
-        # No protocol but plain files: a QuickTime reference must not make us fetch an address.
-        with av.open(
-            source, "r", format=demuxer, options={"protocol_whitelist": "file"}, metadata_errors="ignore"
-        ) as container:
+        with av.open(source, "r", format=demuxer, options=options, metadata_errors="ignore") as container:
             stream = container.streams.best("audio")
             if not isinstance(stream, AudioStream):
                 raise UnusableAudio("The file has no audio track.")
@@ -45,7 +52,7 @@ def opened(source: str | BinaryIO, demuxer: str) -> Iterator[tuple[InputContaine
         raise UnusableAudio(_UNREADABLE) from error
 
 
-def decode(source: str | BinaryIO, demuxer: str, *, max_seconds: float) -> Iterator[bytes]:
+def decode(source: str | BinaryIO | Pipe, demuxer: str, *, max_seconds: float) -> Iterator[bytes]:
     """Yield the audio track's samples. Raises `UnusableAudio` for a file that has none, that is
     damaged beyond use, or that lasts longer than `max_seconds`."""
     left = max_seconds * _BYTES_PER_SECOND
@@ -78,12 +85,12 @@ def _resampled(frames: Iterator[AudioFrame]) -> Iterator[bytes]:
     for frame in frames:
         # Joined recordings change their rate or channels on the way.
         if shape != (shape := (frame.format.name, frame.layout.name, frame.sample_rate)):
-            yield from _samples(resampler, None)
+            yield from samples(resampler, None)
             resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
-        yield from _samples(resampler, frame)
-    yield from _samples(resampler, None)
+        yield from samples(resampler, frame)
+    yield from samples(resampler, None)
 
 
-def _samples(resampler: av.AudioResampler | None, frame: AudioFrame | None) -> Iterator[bytes]:
+def samples(resampler: av.AudioResampler | None, frame: AudioFrame | None) -> Iterator[bytes]:
     for piece in resampler.resample(frame) if resampler else ():
         yield bytes(piece.planes[0])[: piece.samples * 2]

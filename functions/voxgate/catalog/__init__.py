@@ -26,13 +26,14 @@ LanguageStyle = Literal["name", "code"]
 _USUAL = {
     "inference": frozenset(Feature) - {Feature.LOGPROBS, Feature.DIARIZATION, Feature.CHUNKING, Feature.LANGUAGES},
     "openai": frozenset({Feature.SEGMENTS, Feature.PROMPT, Feature.TEMPERATURE, Feature.LANGUAGE}),
-    "deepgram": frozenset({Feature.SEGMENTS, Feature.WORDS, Feature.LANGUAGE}),
+    "deepgram": frozenset({Feature.SEGMENTS, Feature.WORDS, Feature.LANGUAGE, Feature.LIVE}),
 }
 # What only some have, each by its flavor or else its kind: the others' adapters have nothing for it.
 _ONLY = {
     "translation": ("inference", "openai"),
     "logprobs": ("openai",),
     "streaming": ("inference", "openai", "mistral"),
+    "live": ("inference", "deepgram"),
     "diarized_json": ("openai",),
 }
 

@@ -66,6 +66,14 @@ class FormModel(BaseModel):
         except ValidationError as error:
             raise _refusal(error) from error
 
+    @classmethod
+    def of(cls, body: object) -> Self:
+        """The same of a JSON body."""
+        try:
+            return cls.model_validate(body)
+        except ValidationError as error:
+            raise _refusal(error) from error
+
 
 def _known(form: type[FormModel], field: Field) -> tuple[str | None, str]:
     if field.name in form.model_fields:

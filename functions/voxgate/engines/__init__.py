@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from voxgate.model import Capabilities, Segment
+from voxgate.model import Capabilities, Heard, Segment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +34,28 @@ class Recognition:
     segments: Iterator[Segment]
 
 
+class Listening(Protocol):
+    """Speech that is recognized while it is spoken: mono 16 kHz signed 16-bit little-endian samples, in chunks
+    of whole ones. `push`, `finalize` and `end` only take note, and `step` does the work: a final for each
+    utterance that has ended since, and a partial of one that goes on, where these are wanted."""
+
+    def push(self, pcm: bytes) -> None: ...
+
+    def finalize(self) -> None:
+        """Ends the utterance here."""
+
+    def end(self) -> None:
+        """That was all."""
+
+    def step(self) -> Iterator[Heard]: ...
+
+    def close(self) -> None: ...
+
+
 class Engine(Protocol):
     """A recognizer. `transcribe` decodes the job's audio and raises `UnusableAudio` where that
-    fails. Joined as they are, the segments' texts are the whole text."""
+    fails. Joined as they are, the segments' texts are the whole text. `sessions` of live speech are
+    understood at once."""
 
     @property
     def name(self) -> str: ...
@@ -44,4 +63,9 @@ class Engine(Protocol):
     @property
     def capabilities(self) -> Capabilities: ...
 
+    @property
+    def sessions(self) -> int: ...
+
     def transcribe(self, job: Job) -> Recognition: ...
+
+    def listen(self, language: str | None, *, interim: bool) -> Listening: ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -16,13 +17,17 @@ from pocketsphinx import Decoder
 
 from voxgate.audio.decode import RATE, decode
 from voxgate.engines import Job, Recognition
-from voxgate.engines.voice import Region, regions
-from voxgate.model import Capabilities, Feature, Segment, Word
+from voxgate.engines.voice import Region, Regions, regions
+from voxgate.model import Capabilities, Feature, Heard, Segment, Word
 
 _DECODER_FRAME_SECONDS = 0.01
 # A third of the default number of states alive at once: as many words are right. With 5,000
 # two more words in a hundred are wrong at telephone quality.
 _MOST_STATES = 10_000
+# What is said is shown while it is said by a second one that is twice as quick: no second pass, each other frame.
+_QUICK = {"maxhmmpf": 3_000, "ds": 2, "fwdflat": False, "bestpath": False}
+_PARTIAL_BYTES = RATE  # half a second, in which a partial is renewed
+_SILENCE = 1.0  # seconds, of which word is given
 _VARIANT = re.compile(r"\(\d+\)$")
 
 # What tells speech from sounds that a voice activity detector takes for it. Measured on read speech
@@ -67,10 +72,12 @@ class SphinxEngine:
     """Recognizes English. One instance serves one job at a time."""
 
     name = "sphinx"
-    capabilities = Capabilities(languages=frozenset({"en"}), features=frozenset({Feature.WORDS}))
+    capabilities = Capabilities(languages=frozenset({"en"}), features=frozenset({Feature.WORDS, Feature.LIVE}))
+    sessions = 1
 
     def __init__(self) -> None:
         self._decoder = Decoder(loglevel="FATAL", maxhmmpf=_MOST_STATES)
+        self._quick: Decoder | None = None
 
     def transcribe(self, job: Job) -> Recognition:
         return Recognition("en", self.recognize(decode(job.path, job.container, max_seconds=job.max_seconds)))
@@ -80,13 +87,22 @@ class SphinxEngine:
         between pauses, as soon as it has ended. Chunks may be split anywhere, within samples too."""
         lead = ""
         for region in regions(pcm):
-            spread = _spread(region)
-            if spread < _LEAST_SPREAD_DB:
-                continue
-            pieces = self._decode(region.pcm)
-            if _is_speech(pieces, sure=spread >= _WIDE_SPREAD_DB):
-                yield _segment(region, pieces, lead)
+            if (segment := self.understand(region, lead)) is not None:
+                yield segment
                 lead = " "  # each further text brings its own space, as Whisper's do
+
+    def listen(self, language: str | None, *, interim: bool) -> _Listening:
+        if interim and self._quick is None:
+            self._quick = Decoder(loglevel="FATAL", **_QUICK)
+        return _Listening(self, self._quick if interim else None)
+
+    def understand(self, region: Region, lead: str = "") -> Segment | None:
+        """What is said there, if that is speech."""
+        spread = _spread(region)
+        if spread < _LEAST_SPREAD_DB:
+            return None
+        pieces = self._decode(region.pcm)
+        return _segment(region, pieces, lead) if _is_speech(pieces, sure=spread >= _WIDE_SPREAD_DB) else None
 
     def _decode(self, pcm: bytes) -> list[_Piece]:
         # Only this resets the tracked noise (30 microseconds); resetting the cepstral mean does not.
@@ -106,6 +122,62 @@ class SphinxEngine:
             )
             for s in self._decoder.seg()
         ]
+
+
+class _Listening:
+    """Implements `Listening`: a final is what `recognize` makes of the same stretch."""
+
+    def __init__(self, engine: SphinxEngine, quick: Decoder | None) -> None:
+        self._engine = engine
+        self._quick = quick
+        self._regions = Regions()
+        self._ended: deque[Region] = deque()
+        self._showing: float | None = None  # where the region starts that the quick decoder hears
+        self._shown = 0  # bytes of it
+        self._silent_until = 0.0
+
+    def push(self, pcm: bytes) -> None:
+        self._ended.extend(self._regions.push(pcm))
+
+    def finalize(self) -> None:
+        self._ended.extend(self._regions.cut())
+
+    def end(self) -> None:
+        self._ended.extend(self._regions.end())
+
+    def step(self) -> Iterator[Heard]:
+        while self._ended:
+            region = self._ended.popleft()
+            if self._showing == region.start:
+                self._hide()
+            end = region.start + len(region.pcm) / (2 * RATE)
+            yield Heard(self._engine.understand(region) or Segment(region.start, end, ""), final=True)
+        begun = self._regions.begun
+        if begun is None and self._regions.silent_until >= self._silent_until + _SILENCE:
+            self._silent_until = self._regions.silent_until
+            yield Heard(Segment(self._silent_until, self._silent_until, ""), final=True)
+        elif begun is not None and self._quick is not None and len(begun.pcm) >= self._shown + _PARTIAL_BYTES:
+            yield from self._partial(self._quick, begun)
+
+    def _partial(self, quick: Decoder, region: Region) -> Iterator[Heard]:
+        if self._showing != region.start:
+            self._hide()
+            quick.reinit_feat()
+            quick.start_utt()
+            self._showing = region.start
+        quick.process_raw(region.pcm[self._shown :])
+        self._shown = len(region.pcm)
+        said = quick.hyp()
+        if said is not None and said.hypstr and _spread(region) >= _LEAST_SPREAD_DB:
+            yield Heard(Segment(region.start, region.start + self._shown / (2 * RATE), said.hypstr), final=False)
+
+    def close(self) -> None:
+        self._hide()
+
+    def _hide(self) -> None:
+        if self._quick is not None and self._showing is not None:
+            self._quick.end_utt()
+        self._showing, self._shown = None, 0
 
 
 def _spread(region: Region) -> float:

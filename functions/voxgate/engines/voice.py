@@ -49,36 +49,82 @@ class _Frame:
 def regions(pcm: Iterable[bytes]) -> Iterator[Region]:
     """The stretches that a voice activity detector takes for speech, in order, none overlapping.
     They depend on the samples only, not on how these are split into chunks."""
-    before: deque[_Frame] = deque(maxlen=MARGIN + ONSET_WINDOW)
-    region: list[_Frame] = []
-    silence = 0  # unvoiced frames at the region's end
-    count = 0
-    for frame in _frames(pcm):
-        count += 1
-        if not region:
-            before.append(frame)
-            recent = list(before)[-ONSET_WINDOW:]
+    cutter = Regions()
+    for chunk in pcm:
+        yield from cutter.push(chunk)
+    yield from cutter.end()
+
+
+class Regions:
+    """The same of audio that is still being spoken."""
+
+    def __init__(self) -> None:
+        self._vad = Vad(Vad.MEDIUM_STRICT, RATE, FRAME_SECONDS)
+        self._rest = b""
+        self._before: deque[_Frame] = deque(maxlen=MARGIN + ONSET_WINDOW)
+        self._region: list[_Frame] = []
+        self._silence = 0  # unvoiced frames at the region's end
+        self._count = 0
+
+    @property
+    def silent_until(self) -> float:
+        """Where no region that is still to come can begin before; in seconds."""
+        return max(self._count - MARGIN - ONSET_WINDOW, 0) * FRAME_SECONDS
+
+    @property
+    def begun(self) -> Region | None:
+        """The region that has not ended yet."""
+        return self._of(self._region) if self._region else None
+
+    def push(self, pcm: bytes) -> Iterator[Region]:
+        pcm = self._rest + pcm
+        whole = len(pcm) - len(pcm) % FRAME_BYTES
+        self._rest = pcm[whole:]
+        for at in range(0, whole, FRAME_BYTES):
+            if (region := self._take(pcm[at : at + FRAME_BYTES])) is not None:
+                yield region
+
+    def cut(self) -> Iterator[Region]:
+        """Ends the region that has begun."""
+        if self._region:
+            yield self._of(self._region)
+            self._region = []
+
+    def end(self) -> Iterator[Region]:
+        """That was all. What is less than a frame is completed with silence, so that a word's last sound
+        is not lost."""
+        if self._rest:
+            yield from self.push(bytes(FRAME_BYTES - len(self._rest)))
+        yield from self.cut()
+
+    def _take(self, pcm: bytes) -> Region | None:
+        frame = _frame(self._vad, pcm)
+        self._count += 1
+        if not self._region:
+            self._before.append(frame)
+            recent = list(self._before)[-ONSET_WINDOW:]
             if sum(f.voiced for f in recent) >= ONSET_VOICED:
-                region, silence = list(before), 0
-                before.clear()
-            continue
-        region.append(frame)
-        silence = 0 if frame.voiced else silence + 1
-        if silence >= HANGOVER:
-            keep = len(region) - silence + MARGIN
-            yield _region(count - len(region), region[:keep])
-            before.extend(region[keep:])
-            region = []
-        elif len(region) >= LONGEST:
-            cut = _quietest(region)
-            yield _region(count - len(region), region[:cut])
-            region = region[cut:]
-    if region:
-        yield _region(count - len(region), region)
+                self._region, self._silence = list(self._before), 0
+                self._before.clear()
+            return None
+        self._region.append(frame)
+        self._silence = 0 if frame.voiced else self._silence + 1
+        if self._silence >= HANGOVER:
+            keep = len(self._region) - self._silence + MARGIN
+            region = self._of(self._region, keep)
+            self._before.extend(self._region[keep:])
+            self._region = []
+            return region
+        if len(self._region) >= LONGEST:
+            keep = _quietest(self._region)
+            region = self._of(self._region, keep)
+            self._region = self._region[keep:]
+            return region
+        return None
 
-
-def _region(first: int, frames: list[_Frame]) -> Region:
-    return Region(first * FRAME_SECONDS, b"".join(f.pcm for f in frames), tuple(f.level for f in frames))
+    def _of(self, frames: list[_Frame], keep: int | None = None) -> Region:
+        kept, first = frames[:keep], self._count - len(frames)
+        return Region(first * FRAME_SECONDS, b"".join(f.pcm for f in kept), tuple(f.level for f in kept))
 
 
 def _quietest(frames: list[_Frame]) -> int:
@@ -87,20 +133,6 @@ def _quietest(frames: list[_Frame]) -> int:
     return QUIET_SPAN // 2 + max(
         spans, key=lambda i: (-sum(10 ** (f.level / 10) for f in frames[i : i + QUIET_SPAN]), i)
     )
-
-
-def _frames(pcm: Iterable[bytes]) -> Iterator[_Frame]:
-    vad = Vad(Vad.MEDIUM_STRICT, RATE, FRAME_SECONDS)
-    rest = b""
-    for chunk in pcm:
-        rest += chunk
-        whole = len(rest) - len(rest) % FRAME_BYTES
-        for at in range(0, whole, FRAME_BYTES):
-            yield _frame(vad, rest[at : at + FRAME_BYTES])
-        rest = rest[whole:]
-    if rest:
-        # Less than a frame: completed with silence, so that a word's last sound is not lost.
-        yield _frame(vad, rest.ljust(FRAME_BYTES, b"\0"))
 
 
 def _frame(vad: Vad, pcm: bytes) -> _Frame:

@@ -8,14 +8,12 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from faster_whisper import WhisperModel
 from faster_whisper.transcribe import Segment as WhisperSegment
-from numpy.typing import NDArray
 
 from voxgate import languages
 from voxgate.audio.decode import RATE, decode
 from voxgate.engines import Job, Recognition
+from voxgate.engines.whisper_live import Samples, WhisperListening
 from voxgate.model import Capabilities, Feature, Segment, Word
-
-Samples = NDArray[np.float32]
 
 # Whisper's features of four hours would be gigabytes, so the audio is worked through in pieces,
 # each cut at the quietest tenth of a second near its end.
@@ -29,13 +27,18 @@ _TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 _FEATURES = frozenset(
-    {Feature.WORDS, Feature.SEGMENTS, Feature.PROMPT, Feature.TEMPERATURE, Feature.LANGUAGE, Feature.KEYWORDS}
+    {
+        *(Feature.WORDS, Feature.SEGMENTS, Feature.PROMPT, Feature.TEMPERATURE, Feature.LANGUAGE),
+        *(Feature.KEYWORDS, Feature.LIVE),
+    }
 )
 
 
 class WhisperEngine:
     """Implements `Engine`. `model` is a CTranslate2 model's directory or a hub name; `device` and
     `compute_type` are CTranslate2's."""
+
+    sessions = 16
 
     def __init__(self, *, model: str, device: str = "auto", compute_type: str = "default") -> None:
         self.name = model.rstrip("/").rsplit("/", 1)[-1]
@@ -59,6 +62,25 @@ class WhisperEngine:
         found, heard = self._piece(first, job, language)
         code = job.language or (languages.parse(found) if found else None)
         return Recognition(code, self._all(heard, pieces, job, language or found))
+
+    def listen(self, language: str | None, *, interim: bool) -> WhisperListening:
+        return WhisperListening(self._utterance, _quietest, language, interim=interim)
+
+    def _utterance(self, samples: Samples, language: str | None, words: bool) -> tuple[str | None, Segment | None]:
+        segments, info = self._model.transcribe(
+            samples,
+            language=_THEIRS.get(language or "", language),
+            temperature=_TEMPERATURES if words else 0.0,
+            beam_size=5 if words else 1,
+            word_timestamps=words,
+            condition_on_previous_text=False,
+        )
+        heard = list(_segments(segments, 0.0, len(samples) / RATE))
+        if not heard:
+            return None, None
+        said = tuple(word for segment in heard for word in segment.words or ())
+        text = "".join(segment.text for segment in heard)
+        return languages.parse(info.language), Segment(heard[0].start, heard[-1].end, text, said if words else None)
 
     def _all(
         self, heard: Iterator[Segment], pieces: Iterator[tuple[int, Samples]], job: Job, language: str | None
@@ -125,7 +147,7 @@ def _pieces(pcm: Iterable[bytes]) -> Iterator[tuple[int, Samples]]:
         size += len(samples)
         if size >= _PIECE:
             whole = np.concatenate(pending)
-            cut = _quietest(whole)
+            cut = _quietest(whole, _SEARCH)
             yield offset, whole[:cut]
             offset += cut
             pending, size = [whole[cut:]], len(whole) - cut
@@ -133,8 +155,9 @@ def _pieces(pcm: Iterable[bytes]) -> Iterator[tuple[int, Samples]]:
         yield offset, np.concatenate(pending)
 
 
-def _quietest(samples: Samples) -> int:
-    tail = samples[-_SEARCH:]
+def _quietest(samples: Samples, search: int) -> int:
+    """In the last so many of them."""
+    tail = samples[-search:]
     tenths = tail[: len(tail) // _TENTH * _TENTH].reshape(-1, _TENTH)
     quietest = int(np.argmin((tenths**2).mean(axis=1)))
     return len(samples) - len(tail) + quietest * _TENTH + _TENTH // 2

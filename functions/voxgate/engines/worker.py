@@ -1,13 +1,15 @@
 """One engine in a process of its own: jobs come in on standard input, what is heard goes out.
 
 Both ways a line is one JSON object. Out: `ready` once, then for each job `language`, any number
-of `segment`s, and one of `done`, `cancelled`, `error` (the audio's fault) or `crash` (ours).
+of `segment`s, and one of `done`, `cancelled`, `error` (the audio's fault) or `crash` (ours); for each
+session of live speech, by its number, `open`, `segment`s, and one of `ended` and `crash`.
 SIGUSR1 cancels the job at hand. A process is used because pocketsphinx holds the interpreter's
 lock for seconds, and because one that hangs or dies takes nothing else with it.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import os
@@ -16,11 +18,14 @@ import sys
 import threading
 import time
 from dataclasses import asdict
+from queue import Queue
 from typing import Any
 
 from voxgate.audio import UnusableAudio
-from voxgate.engines import Engine, Job
+from voxgate.engines import Engine, Job, Listening
 
+_INBOX = 16  # messages, after which the host waits
+_STEP_SECONDS = 0.5  # after which there is a step though more messages wait
 _cancelled = False
 
 
@@ -42,9 +47,70 @@ def main(arguments: list[str]) -> None:
     engine = load(arguments)
     capabilities = engine.capabilities
     languages = None if capabilities.languages is None else sorted(capabilities.languages)
-    _send(out, {"ready": engine.name, "languages": languages, "features": sorted(capabilities.features)})
+    hello = {"ready": engine.name, "languages": languages, "features": sorted(capabilities.features)}
+    _send(out, hello | {"sessions": engine.sessions})
+    inbox: Queue[str] = Queue(_INBOX)
+    threading.Thread(target=_read, args=(inbox,), daemon=True).start()
+    live = _Live(engine, out)
+    while line := inbox.get():
+        message = json.loads(line)
+        if "live" in message:
+            live.take(message, more=not inbox.empty())
+        else:
+            _work(engine, Job(**message), out)
+
+
+def _read(inbox: Queue[str]) -> None:
     for line in sys.stdin:
-        _work(engine, Job(**json.loads(line)), out)
+        inbox.put(line)
+    inbox.put("")
+
+
+class _Live:
+    """The sessions of live speech of this process."""
+
+    def __init__(self, engine: Engine, out: Any) -> None:
+        self._engine = engine
+        self._out = out
+        self._sessions: dict[int, Listening] = {}
+        self._stepped = 0.0
+
+    def take(self, message: dict[str, Any], *, more: bool) -> None:
+        """`more` are waiting already, and are looked at first, for partials of what is over help nobody."""
+        number = message["live"]
+        try:
+            self._take(number, message)
+            if not more or time.monotonic() > self._stepped + _STEP_SECONDS:
+                for number in tuple(self._sessions):
+                    self._step(number)
+                self._stepped = time.monotonic()
+        except Exception as error:  # the session fails, the others and the engine stay
+            logging.getLogger(__name__).exception("the engine failed")
+            self._sessions.pop(number, None)
+            _send(self._out, {"live": number, "crash": type(error).__name__})
+
+    def _take(self, number: int, message: dict[str, Any]) -> None:
+        match message:
+            case {"open": {"language": language, "interim": interim}}:
+                self._sessions[number] = self._engine.listen(language, interim=interim)
+                _send(self._out, {"live": number, "open": True})
+            case _ if number not in self._sessions:
+                pass  # it failed, and its host does not know yet
+            case {"pcm": pcm}:
+                self._sessions[number].push(base64.b64decode(pcm))
+            case {"finalize": True}:
+                self._sessions[number].finalize()
+            case {"drop": True}:
+                self._sessions.pop(number).close()
+            case {"end": True}:
+                self._sessions[number].end()
+                self._step(number)
+                self._sessions.pop(number).close()
+                _send(self._out, {"live": number, "ended": True})
+
+    def _step(self, number: int) -> None:
+        for heard in self._sessions[number].step():
+            _send(self._out, {"live": number, "segment": asdict(heard.segment), "final": heard.final})
 
 
 def load(arguments: list[str]) -> Engine:

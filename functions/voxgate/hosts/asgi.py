@@ -1,6 +1,6 @@
 """An `Application` as an ASGI app: the server of one machine, and the streaming ingress.
 
-ASGI 3.0, HTTP and lifespan (https://asgi.readthedocs.io/en/latest/specs/www.html).
+ASGI 3.0: HTTP, WebSockets and lifespan (https://asgi.readthedocs.io/en/latest/specs/www.html).
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl
 
 from voxgate.errors import ClientGone, RequestTimeout
-from voxgate.hosts.http import Application, Parts, Request, Response
+from voxgate.hosts.http import Application, Parts, Request, Response, encoded
+from voxgate.hosts.sockets import Sockets
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ _FLOOR_SECONDS = 30.0  # in which an upload's mean speed is judged
 _DRAIN_BYTES = 72 * 1024 * 1024
 _DRAIN_SECONDS = 30.0
 _EXPECT_SECONDS = 1.0
+_FAREWELL_SECONDS = 5.0  # for live sessions to say what they still have to say
 
 
 class AsgiApp:
@@ -37,12 +39,14 @@ class AsgiApp:
         self,
         application: Application,
         *,
+        sockets: Sockets | None = None,
         start: Callable[[], Awaitable[None]],
         stop: Callable[[], Awaitable[None]],
         slowest_upload: int = 0,
     ) -> None:
         self._slowest_upload = slowest_upload
         self._application = application
+        self._sockets = sockets
         self._start = start
         self._stop = stop
         self._working: set[asyncio.Task[Any]] = set()
@@ -52,6 +56,13 @@ class AsgiApp:
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
             await self._http(scope, receive, send)
+        elif scope["type"] == "websocket" and self._sockets is not None:
+            await self._sockets(scope, receive, send)
+
+    def restart(self, seconds: float) -> None:
+        """It is going to end in so many seconds, and nobody new comes: what may last longer is told."""
+        if self._sockets is not None:
+            asyncio.get_running_loop().call_later(max(seconds - _FAREWELL_SECONDS, 0.0), self._sockets.restart.set)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -97,7 +108,7 @@ class AsgiApp:
 
     async def _stream(self, response: Response, parts: Parts, body: _Body, send: Send) -> None:
         """Part by part, until the client hangs up or stops reading."""
-        start = {"type": "http.response.start", "status": response.status, "headers": _encoded(response.headers)}
+        start = {"type": "http.response.start", "status": response.status, "headers": encoded(response.headers)}
 
         async def work() -> None:
             await send(start)
@@ -208,15 +219,11 @@ class _Body:
         return bytes(message.get("body", b""))
 
 
-def _encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-
-
 async def _send(response: Response, body: _Body, send: Send) -> None:
     headers = response.headers | {"content-length": str(len(response.body))}
     if body.unread:
         headers["connection"] = "close"
-    await send({"type": "http.response.start", "status": response.status, "headers": _encoded(headers)})
+    await send({"type": "http.response.start", "status": response.status, "headers": encoded(headers)})
     # The answer is whole for the client here; the connection stays open until the last message.
     await send({"type": "http.response.body", "body": response.body, "more_body": True})
     if body.unread:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from voxgate.errors import InvalidInput
-from voxgate.hosts import reading
+from typing import TYPE_CHECKING
+
+from voxgate.dialects import live
+from voxgate.hosts import reading, tokens
 from voxgate.hosts.http import Application, Handler, Request, Response, health, json_response, transcription
 from voxgate.wiring import Gateway, all_dialects
+
+if TYPE_CHECKING:
+    from voxgate.hosts.sockets import Sockets
 
 
 def build_application(gateway: Gateway) -> Application:
@@ -14,12 +19,17 @@ def build_application(gateway: Gateway) -> Application:
     }
     routes |= reading.routes(gateway)
     routes |= {path: {"GET": health} for path in ("/health", "/health/live")}
-    routes |= {"/openapi.json": {"GET": _openapi}, "/v1/stt/stream": {"GET": _live}}
+    routes |= {live.PATH: {"GET": tokens.no_upgrade}, "/v1/stt/tokens": {"POST": tokens.tokens(gateway.meter)}}
+    routes |= {"/openapi.json": {"GET": _openapi}}
     return Application(routes)
 
 
-async def _live(request: Request) -> Response:
-    raise InvalidInput("The live socket is not offered yet; send a file to /v1/stt/transcribe.", param="stream")
+def build_sockets(gateway: Gateway) -> Sockets:
+    from voxgate.hosts.sockets import Sockets
+    from voxgate.live import Live
+
+    most = gateway.settings.max_audio_seconds
+    return Sockets(Live(transcriber=gateway.transcriber, gate=gateway.meter, max_seconds=most), gateway.metrics)
 
 
 async def _openapi(request: Request) -> Response:

@@ -28,7 +28,7 @@ from voxgate.transcribe import Incoming, Transcriber
 
 logger = logging.getLogger("voxgate")
 _HEARTBEAT_SECONDS = 10.0
-_KEY = re.compile(r"vg_\w+")  # some paste their key into an address, and no log may have it
+_KEY = re.compile(r"v[gt]_\w+")  # some paste their key into an address, and no log may have it
 
 
 def request_id() -> str:
@@ -87,7 +87,7 @@ class Application:
         logger.info(
             "%s %s %d %.0f ms %s",
             request.method,
-            _KEY.sub("vg_...", request.path if request.path.isprintable() else ascii(request.path)),
+            _KEY.sub("v._...", request.path if request.path.isprintable() else ascii(request.path)),
             response.status,
             (time.perf_counter() - begun) * 1000,
             request.id,
@@ -105,6 +105,10 @@ class Application:
         if method not in methods:
             raise MethodNotAllowed(request.method[:20], request.path[:200], list(methods))
         return methods[method]
+
+
+def encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
 
 def json_response(value: Any, status: int = 200) -> Response:
@@ -128,7 +132,7 @@ def transcription(transcriber: Transcriber, dialect: Dialect) -> Handler:
             code = error.code if isinstance(error, VoxgateError) else VoxgateError.code
             raise
         finally:
-            _count(transcriber.metrics, dialect, code, time.perf_counter() - begun)
+            count(transcriber.metrics, dialect.name, code, time.perf_counter() - begun)
 
     async def handle(request: Request) -> Response:
         events = Events(live=request.streams)
@@ -199,9 +203,9 @@ async def _ended(*tasks: asyncio.Task[Any]) -> None:
     await asyncio.wait(tasks)
 
 
-def _count(metrics: Metrics, dialect: Dialect, code: str, seconds: float) -> None:
+def count(metrics: Metrics, contract: str, code: str, seconds: float) -> None:
     """`code` is empty for what went well."""
-    metrics.add("Requests", contract=dialect.name)
+    metrics.add("Requests", contract=contract)
     metrics.add("Latency", seconds * 1000)
     if code:
         metrics.add("Errors", code=code)

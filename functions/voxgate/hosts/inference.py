@@ -13,12 +13,16 @@ from pathlib import Path
 from voxgate.accounts import Scope
 from voxgate.accounts.credentials import ANYONE, Caller
 from voxgate.catalog import Catalog, Deployment, Model, ProviderEntry
+from voxgate.dialects.live import PATH
 from voxgate.dialects.openai import InferenceDialect, TranslationDialect
 from voxgate.engines.pool import EnginePool
 from voxgate.errors import Overloaded, ProviderUnavailable
 from voxgate.hosts.asgi import AsgiApp
 from voxgate.hosts.http import Application, Request, Response, health, json_response, transcription
 from voxgate.hosts.reading import models
+from voxgate.hosts.sockets import Sockets
+from voxgate.hosts.tokens import no_upgrade
+from voxgate.live import Live
 from voxgate.metering import Unmetered
 from voxgate.metrics import Metrics
 from voxgate.multipart import Limits
@@ -77,6 +81,7 @@ def build_inference(*, pool: EnginePool, model: str, settings: Settings, spool_d
     application = Application(
         {
             "/v1/audio/transcriptions": {"POST": transcription(transcriber, InferenceDialect())},
+            PATH: {"GET": no_upgrade},
             "/v1/audio/translations": {"POST": transcription(transcriber, TranslationDialect())},
             "/health": {"GET": health},
             "/health/live": {"GET": health},
@@ -84,7 +89,14 @@ def build_inference(*, pool: EnginePool, model: str, settings: Settings, spool_d
             **models(catalog, _anyone),
         }
     )
-    return AsgiApp(application, start=start, stop=stop, slowest_upload=settings.slowest_upload)
+    live = Live(transcriber=transcriber, gate=Unmetered(), max_seconds=settings.max_audio_seconds)
+    return AsgiApp(
+        application,
+        sockets=Sockets(live, transcriber.metrics),
+        start=start,
+        stop=stop,
+        slowest_upload=settings.slowest_upload,
+    )
 
 
 async def _report(metrics: Metrics, provider: EmbeddedProvider) -> None:

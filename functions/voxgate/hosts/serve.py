@@ -13,26 +13,28 @@ import sys
 from http import HTTPStatus
 
 import uvicorn
+from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from voxgate.errors import InvalidInput
 from voxgate.hosts import asgi
 from voxgate.hosts.asgi import AsgiApp
 from voxgate.hosts.http import error_response, request_id
+from voxgate.live import MOST_MESSAGE
 
 _LONGEST_HEAD = 64 * 1024
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's, with a bound on the request's head, and with its own refusals in our envelope."""
+class _Impatient(asyncio.Protocol):
+    """Ends the connection of who does not read: closed in order, it would wait for ever for that."""
 
-    _in_head = True
-    _head = 0  # bytes
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
     _stalled: asyncio.TimerHandle | None = None
 
     def pause_writing(self) -> None:
-        # Closed in order, it would wait for ever for who does not read to read the rest.
         self._stalled = self.loop.call_later(asgi.STALL_SECONDS, self.transport.abort)
         super().pause_writing()
 
@@ -45,6 +47,26 @@ class _Protocol(HttpToolsProtocol):
         if self._stalled is not None:
             self._stalled.cancel()
         super().connection_lost(exc)
+
+
+class _SocketProtocol(_Impatient, WebSocketsSansIOProtocol):
+    """uvicorn's, which leaves it to the application to say farewell to a session that is open."""
+
+    def shutdown(self) -> None:
+        if not self.handshake_complete or self.close_sent:
+            super().shutdown()
+
+    async def send(self, message: ASGISendEvent) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body":
+            self.handshake_complete = True  # or it is taken for one that was never answered
+
+
+class _Protocol(_Impatient, HttpToolsProtocol):
+    """uvicorn's, with a bound on the request's head, and with its own refusals in our envelope."""
+
+    _in_head = True
+    _head = 0  # bytes
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
@@ -97,6 +119,18 @@ def _keep_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 32 * 1024 * 1024)
 
 
+class _Server(uvicorn.Server):
+    """uvicorn's, which tells the application that its time is over."""
+
+    def __init__(self, config: uvicorn.Config, app: AsgiApp) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.restart(float(self.config.timeout_graceful_shutdown or 0))
+        await super().shutdown(sockets)
+
+
 def run(app: AsgiApp, listening: socket.socket, *, drain_seconds: int) -> None:
     """Serve until a signal says otherwise; a request under way has `drain_seconds` to finish."""
     _keep_memory()
@@ -107,7 +141,11 @@ def run(app: AsgiApp, listening: socket.socket, *, drain_seconds: int) -> None:
         http=_Protocol,
         loop="uvloop",
         lifespan="on",
-        ws="none",
+        ws=_SocketProtocol,
+        ws_max_size=MOST_MESSAGE,
+        ws_per_message_deflate=False,
+        # Who sends nothing is told apart by that; a pong waits where the audio does.
+        ws_ping_timeout=None,
         log_config=None,
         log_level=logging.WARNING,
         access_log=False,
@@ -116,7 +154,7 @@ def run(app: AsgiApp, listening: socket.socket, *, drain_seconds: int) -> None:
         timeout_keep_alive=620,
         timeout_graceful_shutdown=drain_seconds,
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    _Server(config, app).run(sockets=[listening])
 
 
 def serve(app: AsgiApp, *, drain_seconds: int) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from voxgate.audio.sniff import Container
 from voxgate.catalog import Deployment
-from voxgate.model import Capabilities, Delta, Exchange, Transcript, TranscriptionRequest
+from voxgate.model import Capabilities, Delta, Exchange, Heard, Transcript, TranscriptionRequest
 from voxgate.receive import Upload
 
 # Whoever reads an extension (many do, and refuse what they do not know) gets one that fits.
@@ -36,14 +36,42 @@ class Call:
         return f"audio.{_EXTENSIONS.get(self.container.name, self.container.name)}"
 
 
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What live speech is to be heard as; `interim` texts are wanted or not."""
+
+    deployment: Deployment
+    language: str | None
+    interim: bool
+
+
+class LiveEngine(Protocol):
+    """A recognizer at work on one session. It takes mono 16 kHz signed 16-bit little-endian samples, and is
+    slower to take more where it has enough to do. All raise `ProviderError` once it is lost."""
+
+    async def feed(self, pcm: bytes) -> None: ...
+
+    async def finalize(self) -> None:
+        """Ends the utterance here."""
+
+    async def end(self) -> None:
+        """That was all: `heard` ends with what is left."""
+
+    def heard(self) -> AsyncIterator[Heard]: ...
+
+    async def aclose(self) -> None: ...
+
+
 class Provider(Protocol):
-    """`transcribe` raises `ProviderError`, whose class says what the failure means, or `Overloaded`
+    """`transcribe` and `listen` raise `ProviderError`, whose class says what the failure means, or `Overloaded`
     where its queue is full."""
 
     async def capabilities(self) -> Capabilities | None:
         """What it can do; None where the catalogue says."""
 
     async def transcribe(self, call: Call) -> Transcript: ...
+
+    async def listen(self, ask: Ask) -> LiveEngine: ...
 
     async def close(self) -> None: ...
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from voxgate import languages
 from voxgate.errors import FailureClass, ProviderError
-from voxgate.model import Delta, Feature, Segment, Transcript, Word
-from voxgate.providers import Call
+from voxgate.model import Delta, Feature, Heard, Segment, Transcript, Word
+from voxgate.providers import Ask, Call
 from voxgate.providers.http import WireAnswer, WireRequest, error_of, failure_of, json_of
 from voxgate.providers.openai import passed_on, share, shown, text_of, time_of
 
@@ -52,6 +53,29 @@ class DeepgramAdapter:
 
     def parse_event(self, body: dict[str, Any], call: Call) -> Delta | Transcript | None:
         return None  # recordings are answered at once
+
+
+class DeepgramLive:
+    """https://developers.deepgram.com/reference/speech-to-text/listen-streaming"""
+
+    commands: Mapping[str, str] = {"finalize": "Finalize", "keepalive": "KeepAlive", "close": "CloseStream"}
+
+    def build(self, ask: Ask, api_key: str) -> WireRequest:
+        query = [("model", ask.deployment.upstream_model), ("encoding", "linear16"), ("sample_rate", "16000")]
+        query += [("channels", "1"), ("smart_format", "true"), ("punctuate", "true")]
+        query.append(("interim_results", str(ask.interim).lower()))
+        query += [("language", ask.language)] if ask.language else []
+        return WireRequest(path="v1/listen", headers={"authorization": f"Token {api_key}"}, query=tuple(query))
+
+    def parse(self, body: dict[str, Any]) -> Heard | None:
+        if body["type"] == "Error":
+            raise ProviderError(FailureClass.TRANSIENT, "The provider has failed.")
+        if body["type"] != "Results":
+            return None
+        heard, start = body["channel"]["alternatives"][0], time_of(body["start"])
+        words = tuple(map(_word, heard.get("words") or ()))
+        segment = Segment(start, start + time_of(body["duration"]), text_of(heard["transcript"]), words)
+        return Heard(segment, final=body["is_final"] is True)
 
 
 def _utterance(value: dict[str, Any]) -> Segment:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from voxgate.engines import Job
 from voxgate.engines.pool import EnginePool
 from voxgate.model import Capabilities, Delta, Segment, Transcript
-from voxgate.providers import Call
+from voxgate.providers import Ask, Call, LiveEngine
 
 
 class EmbeddedProvider:
-    """Implements `Provider` over a pool of engine processes."""
+    """Implements `Provider` over engine processes."""
 
     def __init__(self, *, pool: EnginePool, max_audio_seconds: float) -> None:
         self._pool = pool
@@ -52,6 +52,9 @@ class EmbeddedProvider:
             segments=segments,
             words=words,
         )
+
+    async def listen(self, ask: Ask) -> LiveEngine:
+        return await self._pool.live.listen(ask.language, interim=ask.interim)
 
     async def close(self) -> None:
         await self._pool.close()

@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 from urllib.parse import quote
 
 import httpx
@@ -25,7 +25,10 @@ import httpx
 from voxgate import __version__
 from voxgate.errors import FailureClass, ProviderError
 from voxgate.model import Capabilities, Delta, Exchange, Segment, Transcript, Word
-from voxgate.providers import Call, Secrets
+from voxgate.providers import Ask, Call, LiveEngine, Secrets
+
+if TYPE_CHECKING:
+    from voxgate.providers.live import LiveWire
 
 _MOST_ANSWER = 8 * 1024 * 1024  # bytes, and for each second of the audio:
 _MOST_OF_A_SECOND = 4096
@@ -92,8 +95,13 @@ class HttpProvider:
         secrets: Secrets,
         timeouts: Timeouts,
         tls: ssl.SSLContext | bool = True,
+        live: LiveWire | None = None,
     ) -> None:
         self._adapter = adapter
+        self._live = live
+        self._base_url = base_url
+        self._timeouts = timeouts
+        self._tls = tls
         self._api_key = api_key
         self._secrets = secrets
         self._client = httpx.AsyncClient(
@@ -113,9 +121,7 @@ class HttpProvider:
         return None  # the catalogue says
 
     async def transcribe(self, call: Call) -> Transcript:
-        key = await self._secrets.get(self._api_key) if self._api_key else ""
-        if not (key.isascii() and key.isprintable()):
-            raise ProviderError(FailureClass.CREDENTIAL, f"What is at '{self._api_key}' is no API key.")
+        key = await self._key()
         request = self._adapter.build_request(call, key)
         answer = await self._exchange(request, call)
         if isinstance(answer, Transcript):
@@ -131,8 +137,27 @@ class HttpProvider:
                 return await self.transcribe(replace(call, reference=None))  # it cannot fetch: it gets the bytes
             raise
 
+    async def listen(self, ask: Ask) -> LiveEngine:
+        from voxgate.providers.live import connect
+
+        if self._live is None:
+            raise ProviderError(FailureClass.UNSUPPORTED, "The provider does not take live speech.")
+        try:
+            request = self._live.build(ask, await self._key())
+            return await connect(self._live, request, self._base_url, timeouts=self._timeouts, tls=self._tls)
+        except ProviderError as error:
+            if error.failure is FailureClass.CREDENTIAL:
+                self._secrets.forget(self._api_key)
+            raise
+
     async def close(self) -> None:
         await self._client.aclose()
+
+    async def _key(self) -> str:
+        key = await self._secrets.get(self._api_key) if self._api_key else ""
+        if not (key.isascii() and key.isprintable()):
+            raise ProviderError(FailureClass.CREDENTIAL, f"What is at '{self._api_key}' is no API key.")
+        return key
 
     def _understood(self, request: WireRequest, answer: WireAnswer, call: Call, key: str) -> Transcript:
         if call.exchange is not None:
@@ -197,7 +222,7 @@ class HttpProvider:
                     return replace(told, segments=told.segments or tuple(segments) or None)
                 if told is not None:
                     if told.segment is not None:
-                        segment = _placed(told.segment, call.duration)
+                        segment = placed(told.segment, call.duration)
                         segments.append(segment)
                         told = replace(told, end=segment.end, segment=segment)
                     await heard(told)
@@ -291,11 +316,11 @@ async def _bounded(response: httpx.Response, call: Call) -> AsyncIterator[bytes]
 
 def within(transcript: Transcript, duration: float) -> Transcript:
     """With no time outside of the audio, and none that ends before it begins."""
-    segments = transcript.segments and tuple(_placed(segment, duration) for segment in transcript.segments)
+    segments = transcript.segments and tuple(placed(segment, duration) for segment in transcript.segments)
     return replace(transcript, segments=segments, words=_placed_words(transcript.words, duration))
 
 
-def _placed(segment: Segment, duration: float) -> Segment:
+def placed(segment: Segment, duration: float) -> Segment:
     start, end = _ordered(segment.start, segment.end, duration)
     if segment.words is None and (start, end) == (segment.start, segment.end):
         return segment

@@ -84,13 +84,16 @@ class Health:
             record.probing_until = now + _PROBE_SECONDS
         return Attempt(record.openings, probe)
 
-    def succeeded(self, deployment: str, attempt: Attempt, *, latency: float, duration: float) -> bool:
+    def succeeded(
+        self, deployment: str, attempt: Attempt, *, latency: float | None = None, duration: float = 0.0
+    ) -> bool:
         """Returns whether that closed the breaker, which an attempt from before it opened does not.
-        `latency` and `duration` are in seconds."""
+        `latency` and `duration` are in seconds; live speech tells no speed."""
         record, now = self._of(deployment), self._clock()
-        speed, known = latency / max(duration, 1.0), self.speed(deployment)
-        record.speed = speed if known is None else known + _DECAY * (speed - known)
-        record.measured = now
+        if latency is not None:
+            speed, known = latency / max(duration, 1.0), self.speed(deployment)
+            record.speed = speed if known is None else known + _DECAY * (speed - known)
+            record.measured = now
         record.outcomes.append((now, True))
         record.failed_in_a_row = 0
         closes = record.pause > 0 and attempt.openings == record.openings

@@ -1,0 +1,159 @@
+"""One engine process, from the side of its host; see `engines.worker` for the other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from voxgate.engines import Job
+from voxgate.errors import FailureClass, ProviderError
+from voxgate.model import Capabilities, Feature, Segment, Word
+
+Told = Callable[[Segment], Awaitable[None]]
+_LINE = 16 * 1024 * 1024  # the longest message of a worker, in bytes
+_CANCEL_GRACE = 1.0  # seconds for a cancelled engine to stop by itself
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """`sessions` of live speech are understood at once by each process."""
+
+    name: str
+    capabilities: Capabilities
+    sessions: int
+
+
+class Worker:
+    """One engine process."""
+
+    def __init__(self) -> None:
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    async def start(self, arguments: Sequence[str]) -> EngineInfo:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "voxgate.engines.worker",
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=_LINE,
+            # ONNX Runtime, which finds where there is speech, would report to its makers.
+            env={
+                "ORT_DISABLE_TELEMETRY": "1",
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            },
+        )
+        hello = await self.message()
+        languages = hello["languages"]
+        return EngineInfo(
+            str(hello["ready"]),
+            Capabilities(
+                languages=None if languages is None else frozenset(languages),
+                features=frozenset(Feature(feature) for feature in hello["features"]),
+            ),
+            hello["sessions"],
+        )
+
+    async def run(self, job: Job, heard: Told | None) -> tuple[str | None, tuple[Segment, ...]]:
+        language: str | None = None
+        segments: list[Segment] = []
+        await self.send(asdict(job))
+        while True:
+            match await self.message():
+                case {"language": language}:
+                    pass
+                case {"segment": segment}:
+                    segments.append(segment_of(segment))
+                    if heard is not None:
+                        await heard(segments[-1])
+                case {"done": _}:
+                    return language, tuple(segments)
+                case {"error": message}:
+                    raise ProviderError(FailureClass.CALLER_FAULT, message, status=400, param="file")
+                case other:
+                    raise ProviderError(FailureClass.TRANSIENT, f"The recognizer failed ({other.get('crash')}).")
+
+    async def cancel(self) -> bool:
+        """Stop the job at hand. False where the process did not, and must be replaced."""
+        process = self._process
+        if process is None:
+            return False
+        try:
+            async with asyncio.timeout(_CANCEL_GRACE):
+                process.send_signal(signal.SIGUSR1)
+                while not {"cancelled", "done", "error", "crash"} & (await self.message()).keys():
+                    pass
+        except (TimeoutError, ProviderError, ProcessLookupError):
+            return False
+        return True
+
+    async def end(self) -> None:
+        """Let the process end by itself, which it does when its input is over."""
+        process = self._process
+        if process is not None and process.stdin is not None:
+            process.stdin.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CANCEL_GRACE):
+                    await process.wait()
+        await self.kill()
+
+    async def kill(self) -> None:
+        process = self._process
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    async def send(self, message: Mapping[str, Any]) -> None:
+        """Waits where the process has more than enough to do."""
+        if self._process is None or self._process.stdin is None:
+            raise ProviderError(FailureClass.TRANSIENT, "The recognizer's process has not started.")
+        try:
+            self.post(message)
+            await self._process.stdin.drain()
+        except OSError as error:
+            await self.kill()
+            raise ProviderError(FailureClass.TRANSIENT, "The recognizer's process ended.") from error
+
+    def post(self, message: Mapping[str, Any]) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+
+    async def message(self) -> dict[str, Any]:
+        if self._process is None or self._process.stdout is None:
+            raise ProviderError(FailureClass.TRANSIENT, "The recognizer's process has not started.")
+        try:
+            line = await self._process.stdout.readline()
+        except ValueError as error:  # longer than the limit
+            await self.kill()
+            raise ProviderError(FailureClass.TRANSIENT, "The recognizer's answer is too long.") from error
+        if not line.endswith(b"\n"):
+            await self.kill()
+            raise ProviderError(FailureClass.TRANSIENT, "The recognizer's process ended.")
+        try:
+            message = json.loads(line)
+        except ValueError:
+            message = None
+        if not isinstance(message, dict):
+            await self.kill()
+            raise ProviderError(FailureClass.TRANSIENT, "The recognizer's answer is malformed.")
+        return message
+
+
+def segment_of(value: dict[str, Any]) -> Segment:
+    words = value.pop("words")
+    tokens = tuple(value.pop("tokens"))
+    return Segment(words=None if words is None else tuple(Word(**word) for word in words), tokens=tokens, **value)

@@ -1,0 +1,408 @@
+"""The other use case: speech comes in while it is spoken, and what is heard goes out.
+
+A session is one request. What must be refused is refused before it begins, audio is paid for before a
+recognizer gets it, and whatever ends a session, what was said until then is told and charged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+from voxgate.audio import UnusableAudio
+from voxgate.audio.live import Decoder, decoder
+from voxgate.catalog import Deployment, started_tenths
+from voxgate.dialects import live as dialect
+from voxgate.errors import (
+    ClientGone,
+    InsufficientQuota,
+    InvalidInput,
+    ProviderError,
+    ProviderUnavailable,
+    RateLimited,
+    RequestTimeout,
+    VoxgateError,
+)
+from voxgate.fallback import Fallback
+from voxgate.metering import Gate, Reply, Tab
+from voxgate.metrics import Metrics
+from voxgate.model import Heard
+from voxgate.multipart import Field
+from voxgate.providers import LiveEngine
+from voxgate.routing import Asked
+from voxgate.transcribe import Transcriber
+
+logger = logging.getLogger(__name__)
+
+_SECOND = 32_000  # bytes of what recognizers take
+_SLICE = 50  # tenths of a second that are set aside at a time
+_IDLE_SECONDS = 30.0
+_STALL_SECONDS = 60.0
+_BURST_SECONDS, _MOST_SPEED = 30.0, 16  # how far, and then how many times as fast as speech, audio may come
+_RENEW_SECONDS = 300.0  # in which a session without audio says that it still has its place
+_FLUSH_SECONDS = 60.0  # for what is left at the end
+_KEPT = 40 * _SECOND  # longer than any utterance: a recognizer that is lost is told again what is not final
+_PIECE = _SECOND // 10
+MOST_MESSAGE = 512 * 1024  # bytes that a client sends at once
+NORMAL, INTERNAL_ERROR, RESTART = 1000, 1011, 1012
+
+
+class Socket:
+    """What a host has to give: the client's messages, one after the other, and a way to answer."""
+
+    def __init__(self, receive: Callable[[], Awaitable[bytes | str]], send: Callable[[Any], Awaitable[None]]) -> None:
+        self.receive = receive  # raises `ClientGone`
+        self._send = send
+        self._sequence = 0
+
+    async def tell(self, message: dict[str, Any]) -> None:
+        """Raises `ClientGone` where nobody reads."""
+        kind = message.pop("type")
+        body = {"type": kind, "sequence": self._sequence} | message
+        self._sequence += 1
+        try:
+            async with asyncio.timeout(_STALL_SECONDS):
+                await self._send(body)
+        except TimeoutError as error:
+            raise ClientGone("The client does not read.") from error
+
+
+class Live:
+    def __init__(self, *, transcriber: Transcriber, gate: Gate, max_seconds: float) -> None:
+        self._transcriber = transcriber
+        self._gate = gate
+        self._max_seconds = max_seconds
+
+    @contextlib.asynccontextmanager
+    async def session(
+        self, request_id: str, headers: Mapping[str, str], query: Mapping[str, str], told: MutableMapping[str, str]
+    ) -> AsyncIterator[Session]:
+        """Raises what the client is to see instead. `told` takes the headers that it is to see with it."""
+        async with self._gate.request(request_id, dialect.NAME, headers, "", told, tokens=True) as tab:
+            form, extra = dialect.LiveForm.read(tuple(Field(name, value) for name, value in query.items()))
+            request = form.request()
+            models = self._transcriber.models(request, tab.caller)
+            tab.note(model=models[0].id)
+            deployments = await self._transcriber.choose(models, Asked(request, 0.0, 0))
+            purse = _Purse(tab, deployments)
+            await purse.cover(1)
+            line = _Line(self._transcriber.fallback, deployments, form)
+            decoding = decoder(form.encoding, sample_rate=form.sample_rate, channels=form.channels)
+            try:
+                deployment, attempts = await line.open()
+                purse.deployments = (deployment,)
+                tab.note(provider=deployment.provider.name, deployment=deployment.upstream_model, attempts=attempts)
+                ready = dialect.ready(request_id, form, deployment.provider.name, tuple(extra))
+                yield Session(
+                    ready=ready,
+                    tab=tab,
+                    purse=purse,
+                    line=line,
+                    decoding=decoding,
+                    max_seconds=self._max_seconds,
+                    metrics=self._transcriber.metrics,
+                )
+            finally:
+                if decoding.blocks:
+                    await asyncio.to_thread(decoding.close)
+                await line.close()
+
+
+class Session:
+    def __init__(
+        self,
+        *,
+        ready: dict[str, Any],
+        tab: Tab,
+        purse: _Purse,
+        line: _Line,
+        decoding: Decoder,
+        max_seconds: float,
+        metrics: Metrics,
+    ) -> None:
+        self._ready = ready
+        self._tab = tab
+        self._purse = purse
+        self._line = line
+        self._decoding = decoding
+        self._max_seconds = max_seconds
+        self._metrics = metrics
+        self._clock = asyncio.get_running_loop().time
+        self._begun = self._clock()
+        self._finals: list[str] = []
+        self._given = 0  # bytes
+        self._account: dict[str, Any] | None = None
+
+    async def run(self, socket: Socket, restart: asyncio.Event) -> int:
+        """The code to close with. Raises `ClientGone`."""
+        listening = asyncio.create_task(self._listen(socket))
+        telling = asyncio.create_task(self._tell(socket))
+        restarting = asyncio.create_task(restart.wait())
+        tasks = (listening, telling, restarting)
+        try:
+            failure = await self._until_end(*tasks)
+            code = _code(failure) if failure or listening.done() else RESTART
+            listening.cancel()
+            failure = failure or await self._finish(telling)
+            account = await self._settle(failure)
+            if failure is None:
+                await socket.tell(dialect.done(self._finals, self._ready["language"], account))
+            else:
+                code = _code(failure)
+                await socket.tell(dialect.error(failure, account=account))
+            return code
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            if self._account is None:
+                await self._settle(ClientGone("The client hung up."))
+
+    async def _until_end(self, *tasks: asyncio.Task[Any]) -> VoxgateError | None:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(filter(None, map(self._failure, done)), None)
+
+    def _failure(self, task: asyncio.Task[Any]) -> VoxgateError | None:
+        """What the client is to see of it. Raises `ClientGone`."""
+        match task.exception():
+            case ClientGone() as error:
+                raise error
+            case VoxgateError() as error:
+                return error
+            case ProviderError():
+                return ProviderUnavailable("The recognizer was lost; open another session.")
+            case UnusableAudio() as error:
+                return InvalidInput(str(error), param="encoding")
+            case None:
+                return None
+            case error:  # the entry point: the client gets the envelope, the log the traceback
+                session = self._ready["session_id"]
+                logger.error("session %s failed", session, exc_info=error)
+                return VoxgateError(f"Something went wrong here; quote {session} when you report it.")
+
+    async def _finish(self, telling: asyncio.Task[None]) -> VoxgateError | None:
+        """Has the client told what is left."""
+        ending = asyncio.create_task(self._line.end())
+        try:
+            await asyncio.wait({ending, telling}, timeout=_FLUSH_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
+            if not telling.done() and not (ending.done() and ending.exception()):
+                return ProviderUnavailable("The recognizer does not come to an end.")
+            return self._failure(telling) if telling.done() else self._failure(ending)
+        finally:
+            ending.cancel()
+
+    async def _listen(self, socket: Socket) -> None:
+        """Until the client has said all."""
+        renewed = self._begun
+        await socket.tell(self._ready)
+        while True:
+            left = self._begun + self._max_seconds - self._clock()
+            try:
+                async with asyncio.timeout(min(_IDLE_SECONDS, left)):
+                    message = await socket.receive()
+            except TimeoutError as error:
+                raise self._too_long() if left < _IDLE_SECONDS else _idle() from error
+            if isinstance(message, bytes):
+                await self._hear(await self._decoded(self._decoding.push, message))
+            elif await self._said(socket, message) is dialect.Word.CLOSE:
+                await self._hear(await self._decoded(self._decoding.end))
+                return
+            if self._clock() > renewed + _RENEW_SECONDS:
+                renewed = self._clock()
+                await self._purse.renew()
+
+    async def _said(self, socket: Socket, text: str) -> dialect.Word | None:
+        try:
+            word = dialect.word(text)
+        except InvalidInput as error:
+            await socket.tell(dialect.error(error))
+            return None
+        if word is dialect.Word.FINALIZE:
+            await self._line.finalize()
+        return word
+
+    async def _decoded(self, decode: Callable[..., bytes], *data: bytes) -> bytes:
+        return await asyncio.to_thread(decode, *data) if self._decoding.blocks else decode(*data)
+
+    async def _hear(self, pcm: bytes) -> None:
+        for at in range(0, len(pcm), _PIECE):
+            piece = pcm[at : at + _PIECE]
+            seconds = (self._given + len(piece)) / _SECOND
+            if seconds > self._max_seconds:
+                raise self._too_long()
+            await self._purse.cover(started_tenths(seconds))
+            ahead = seconds - _BURST_SECONDS - _MOST_SPEED * (self._clock() - self._begun)
+            if ahead > 0:
+                await asyncio.sleep(ahead / _MOST_SPEED)
+            self._given += len(piece)
+            await self._line.feed(piece)
+
+    async def _tell(self, socket: Socket) -> None:
+        async for heard in self._line.heard():
+            if text := heard.segment.text.strip():
+                if heard.final:
+                    self._finals.append(text)
+                await socket.tell(dialect.heard(heard))
+
+    async def _settle(self, failure: VoxgateError | None) -> dict[str, Any]:
+        given = self._given / _SECOND
+        # What we or a recognizer failed to make of it, nobody pays for.
+        owed = given if failure is None or failure.status < 500 else min(self._line.final_until, given)
+        (deployment,) = self._purse.deployments
+        billed = deployment.billable(owed) / 10 if owed else 0.0
+        cost = deployment.cost(owed) if owed else 0
+        self._tab.note(status=failure.status if failure else 200, seconds=billed)
+        self._account = {}
+        reply = await self._tab.settle(cost, Reply({}, b""))
+        self._metrics.add("AudioSeconds", billed, provider=deployment.provider.name)
+        self._metrics.add("RevenueMicrodollars", cost, provider=deployment.provider.name)
+        if deployment.upstream_price is not None:
+            self._metrics.add("CostMicrodollars", deployment.upstream_cost(given), provider=deployment.provider.name)
+        self._account = dialect.account(given, billed, reply.headers)
+        return self._account
+
+    def _too_long(self) -> RequestTimeout:
+        return RequestTimeout(f"A session lasts {self._max_seconds:g} seconds at most; open another one.")
+
+
+def _idle() -> RequestTimeout:
+    return RequestTimeout(f"No message came for {_IDLE_SECONDS:g} seconds; send 'keepalive' where there is no audio.")
+
+
+def _code(failure: VoxgateError | None) -> int:
+    if failure is None or isinstance(failure, InsufficientQuota):
+        return NORMAL
+    return INTERNAL_ERROR if failure.status == VoxgateError.status else 4000 + failure.status
+
+
+class _Purse:
+    """What a session has set aside."""
+
+    def __init__(self, tab: Tab, deployments: tuple[Deployment, ...]) -> None:
+        self.deployments = deployments
+        self._tab = tab
+        self._covered = 0  # tenths
+        self._held: int | None = None
+
+    async def cover(self, tenths: int) -> None:
+        """Of audio, in all. Raises `InsufficientQuota`, `RateLimited`."""
+        if tenths > self._covered:
+            try:
+                await self._take(max(tenths, self._covered + _SLICE))
+            except (InsufficientQuota, RateLimited):
+                await self._take(tenths)
+
+    async def renew(self) -> None:
+        await self._tab.extend(0, tenths=0)
+
+    async def _take(self, tenths: int) -> None:
+        amount = max(deployment.cost(tenths / 10) for deployment in self.deployments)
+        if self._held is None:
+            await self._tab.hold(amount, tenths=tenths, fingerprint="")
+        else:
+            amount = max(amount, self._held)
+            await self._tab.extend(amount - self._held, tenths=tenths - self._covered)
+        self._covered, self._held = tenths, amount
+
+
+class _Line:
+    """A recognizer, which where it is lost is opened once more, and hears again what is not final."""
+
+    def __init__(self, fallback: Fallback, deployments: tuple[Deployment, ...], form: dialect.LiveForm) -> None:
+        self._fallback = fallback
+        self._deployments = deployments
+        self._form = form
+        self._engine: LiveEngine | None = None
+        self._kept = bytearray()
+        self._kept_from = 0  # bytes
+        self._offset = 0.0  # seconds, at which the recognizer's own time begins
+        self._opening = asyncio.Lock()
+        self._again: asyncio.Task[None] | None = None
+        self._ended = False
+
+    @property
+    def final_until(self) -> float:
+        """In seconds."""
+        return self._kept_from / _SECOND
+
+    async def open(self) -> tuple[Deployment, int]:
+        """Who listens, and how many were asked. Raises `ProviderUnavailable`, `Overloaded`, `RateLimited`."""
+        deployment, self._engine, attempts = await self._fallback.listen(
+            self._deployments, language=self._form.language, interim=self._form.interim_results
+        )
+        self._deployments = (deployment,)
+        return deployment, attempts
+
+    async def close(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+        if self._engine is not None:
+            await self._engine.aclose()
+
+    async def feed(self, pcm: bytes) -> None:
+        self._kept += pcm
+        self._drop(len(self._kept) - _KEPT)
+        await self._do(lambda engine: engine.feed(pcm), again=False)  # which is among what is heard again
+
+    async def finalize(self) -> None:
+        await self._do(lambda engine: engine.finalize(), again=True)
+
+    async def end(self) -> None:
+        self._ended = True
+        await self._do(lambda engine: engine.end(), again=False)
+
+    async def heard(self) -> AsyncIterator[Heard]:
+        """Until the end. Raises `ProviderError` where it was lost twice."""
+        while self._engine is not None:
+            engine, offset = self._engine, self._offset
+            try:
+                async for heard in engine.heard():
+                    segment = heard.segment.moved(offset)
+                    if heard.final:
+                        self._drop(int(segment.end * _SECOND) // 2 * 2 - self._kept_from)
+                    yield Heard(segment, heard.final)
+            except ProviderError as error:
+                await self._reopen(engine, error)
+            else:
+                return
+
+    async def _do(self, work: Callable[[LiveEngine], Awaitable[None]], *, again: bool) -> None:
+        if self._again is not None:
+            await asyncio.shield(self._again)
+        engine = self._engine
+        assert engine is not None, "it is open"
+        try:
+            await work(engine)
+        except ProviderError as error:
+            await self._reopen(engine, error)
+            if again:
+                await self._do(work, again=False)
+
+    async def _reopen(self, lost: LiveEngine, error: ProviderError) -> None:
+        async with self._opening:
+            if self._engine is not lost:
+                return
+            if self._again is not None:
+                raise error
+            logger.warning("a recognizer was lost (%s); it is opened once more", error.message)
+            await lost.aclose()
+            await self.open()
+            self._offset = self._kept_from / _SECOND
+            self._again = asyncio.create_task(self._tell_again(bytes(self._kept)))
+
+    async def _tell_again(self, kept: bytes) -> None:
+        engine = self._engine
+        assert engine is not None, "it is open"
+        with contextlib.suppress(ProviderError):  # whoever hears it knows
+            for at in range(0, len(kept), _PIECE):
+                await engine.feed(kept[at : at + _PIECE])
+            if self._ended:
+                await engine.end()
+
+    def _drop(self, count: int) -> None:
+        count = min(max(count, 0), len(self._kept))
+        del self._kept[:count]
+        self._kept_from += count

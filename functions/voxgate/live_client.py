@@ -1,0 +1,191 @@
+"""`voxgate live`: a client of the live socket, docs/live.md."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
+
+from voxgate.audio import UnusableAudio
+from voxgate.client import ClientError
+
+_TENTHS = 10  # messages a second
+_PCM = "pcm_s16le"
+_SAMPLE_BYTES = {_PCM: 2, "pcm_f32le": 4, "mulaw": 1, "alaw": 1, "opus": 1}
+_RATE = 16_000
+_RESTART = 1012
+_LONGEST = 4 * 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Without an `encoding` a file is decoded here. `speed` is how many times as fast as speech it is sent; 0:
+    as fast as it is taken."""
+
+    base_url: str
+    api_key: str
+    model: str
+    language: str | None = None
+    encoding: str | None = None
+    sample_rate: int = _RATE
+    channels: int = 1
+    speed: float = 1.0
+    as_json: bool = False
+
+
+def live(path: Path | None, options: Options) -> None:
+    """Send a file, or the standard input, and print what is heard. Raises `ClientError`."""
+    try:
+        asyncio.run(_live(path, options))
+    except InvalidStatus as error:
+        raise ClientError(_refusal(error)) from error
+    except UnusableAudio as error:
+        raise ClientError(f"{path}: {error}") from error
+    except (InvalidURI, ValueError) as error:
+        raise ClientError(f"{options.base_url} is no gateway's address, or the API key is none: {error}.") from error
+    except FileNotFoundError as error:
+        raise ClientError(f"{path}: {error.strerror}.") from error
+    except (OSError, WebSocketException) as error:
+        raise ClientError(f"{options.base_url} cannot be reached: {error}.") from error
+
+
+async def _live(path: Path | None, options: Options) -> None:
+    query = {"model_id": options.model, "encoding": options.encoding or _PCM}
+    query |= {"sample_rate": str(options.sample_rate), "channels": str(options.channels)} if options.encoding else {}
+    query |= {"language": options.language} if options.language else {}
+    base = "ws" + options.base_url.removeprefix("http").rstrip("/").removesuffix("/v1")
+    async with connect(
+        f"{base}/v1/stt/stream?{urlencode(query)}",
+        additional_headers={"authorization": f"Bearer {options.api_key}"},
+        compression=None,
+    ) as socket:
+        stop = asyncio.Event()
+        with contextlib.suppress(NotImplementedError):  # Windows
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
+        pieces = _pieces(path, options, stop)
+        sending = asyncio.create_task(_send(socket, pieces, options, timed=path is not None))
+        showing = asyncio.create_task(_show(socket, as_json=options.as_json))
+        try:
+            await asyncio.wait({sending, showing}, return_when=asyncio.FIRST_EXCEPTION)
+            for task in (sending, showing):
+                if task.done():
+                    task.result()
+        finally:
+            sending.cancel()
+            showing.cancel()
+            await asyncio.wait({sending, showing})
+
+
+async def _send(socket: ClientConnection, pieces: AsyncIterator[bytes], options: Options, *, timed: bool) -> None:
+    clock = asyncio.get_running_loop().time
+    begun, sent = clock(), 0
+    with contextlib.suppress(ConnectionClosed):  # which is shown
+        async for piece in pieces:
+            await socket.send(piece)
+            sent += 1
+            if timed and options.speed and options.encoding != "opus":
+                await asyncio.sleep(begun + sent / _TENTHS / options.speed - clock())
+        await socket.send(json.dumps({"type": "close"}))
+
+
+async def _pieces(path: Path | None, options: Options, stop: asyncio.Event) -> AsyncIterator[bytes]:
+    """A tenth of a second each, until there is no more or it is told to stop."""
+    loop = asyncio.get_running_loop()
+    queue: asyncio.Queue[bytes | Exception | None] = asyncio.Queue(_TENTHS)
+
+    def read() -> None:
+        last: Exception | None = None
+        try:
+            for piece in _read(path, options):
+                asyncio.run_coroutine_threadsafe(queue.put(piece), loop).result()
+        except Exception as error:  # noqa: BLE001 - it is raised where the pieces are asked for
+            last = error
+        asyncio.run_coroutine_threadsafe(queue.put(last), loop)
+
+    # A thread that nobody waits for: a terminal that says nothing must not keep the program.
+    threading.Thread(target=read, daemon=True).start()
+    stopping = asyncio.create_task(stop.wait())
+    while not stop.is_set():
+        getting = asyncio.create_task(queue.get())
+        await asyncio.wait({getting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not getting.done():
+            getting.cancel()
+            break
+        piece = getting.result()
+        if isinstance(piece, Exception):
+            raise piece
+        if piece is None:
+            break
+        yield piece
+    stopping.cancel()
+
+
+def _read(path: Path | None, options: Options) -> Iterator[bytes]:
+    size = options.sample_rate * options.channels * _SAMPLE_BYTES[options.encoding or _PCM] // _TENTHS
+    if path is None:
+        while piece := os.read(sys.stdin.fileno(), size):
+            yield piece
+    elif options.encoding:
+        with path.open("rb") as file:
+            while piece := file.read(size):
+                yield piece
+    else:
+        yield from _decoded(path, size)
+
+
+def _decoded(path: Path, size: int) -> Iterator[bytes]:
+    from voxgate.audio.decode import decode
+    from voxgate.audio.sniff import sniff
+
+    with path.open("rb") as file:
+        rest = b""
+        for pcm in decode(file, sniff(file).demuxer, max_seconds=_LONGEST):
+            rest += pcm
+            while len(rest) >= size:
+                yield rest[:size]
+                rest = rest[size:]
+        yield rest
+
+
+async def _show(socket: ClientConnection, *, as_json: bool) -> None:
+    """Finals line by line, and on a terminal the partial of the utterance in place. Raises `ClientError`."""
+    in_place = sys.stderr.isatty() and not as_json
+    async for text in socket:
+        message: dict[str, Any] = json.loads(text)
+        if as_json:
+            print(json.dumps(message, ensure_ascii=False), flush=True)
+        elif message["type"] == "partial" and in_place:
+            print(f"\r\x1b[K{_printable(message['text'])[-79:]}", end="", file=sys.stderr, flush=True)
+        elif message["type"] in ("final", "error", "done") and in_place:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        if message["type"] == "final" and not as_json:
+            print(_printable(message["text"]), flush=True)
+        if message["type"] == "error" and message["fatal"]:
+            raise ClientError(f"{message['error']['message']} ({message['error']['code']})")
+    if socket.close_code == _RESTART:
+        raise ClientError("The server restarts; send what is left again.")
+
+
+def _printable(text: str) -> str:
+    """Nothing that a terminal would obey."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _refusal(error: InvalidStatus) -> str:
+    try:
+        said = json.loads(bytes(error.response.body or b""))["error"]
+        return f"{said['message']} ({error.response.status_code} {said['code']})"
+    except (ValueError, KeyError, TypeError):
+        return f"The server answered {error.response.status_code}, and not in the form of this API."
