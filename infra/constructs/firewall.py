@@ -70,6 +70,8 @@ _COUNTED = {
 }
 _ACL = wafv2.CfnWebACL
 
+_SECRET = ("authorization", "x-api-key", "sec-websocket-protocol")  # a browser has no other place for a key
+
 
 class Firewall(Construct):
     """In us-east-1, where CloudFront wants it. `web_acl` is its CfnWebACL."""
@@ -91,7 +93,7 @@ class Firewall(Construct):
             # Neither the log nor the samples in the console show a customer's key.
             data_protection_config=_ACL.DataProtectionConfigProperty(
                 data_protections=[
-                    *(_hidden("SINGLE_HEADER", name) for name in ("authorization", "x-api-key")),
+                    *(_hidden("SINGLE_HEADER", name) for name in _SECRET),
                     _hidden("QUERY_STRING"),
                 ]
             ),
@@ -206,7 +208,7 @@ class OriginGuard(Construct):
             visibility_config=_visible("OriginGuard"),
             data_protection_config=_ACL.DataProtectionConfigProperty(
                 data_protections=[
-                    *(_hidden("SINGLE_HEADER", name) for name in ("authorization", "x-api-key", ORIGIN_HEADER)),
+                    *(_hidden("SINGLE_HEADER", name) for name in (*_SECRET, ORIGIN_HEADER)),
                     _hidden("QUERY_STRING"),
                 ]
             ),

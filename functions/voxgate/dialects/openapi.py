@@ -7,6 +7,7 @@ from typing import Any
 
 from voxgate import __version__
 from voxgate.dialects import Dialect
+from voxgate.dialects.live import TokenForm
 from voxgate.errors import (
     Forbidden,
     IdempotencyConflict,
@@ -260,6 +261,18 @@ def _without_null(field: dict[str, Any]) -> dict[str, Any]:
     return rest | (kinds[0] if len(kinds) == 1 else {"anyOf": kinds})
 
 
+_TOKEN = {
+    "type": "object",
+    "required": ["token", "expires_in", "expires_at"],
+    "properties": {
+        "token": {"type": "string", "description": "Opens live sockets, in a key's place."},
+        "expires_in": {"type": "integer"},
+        "expires_at": {"type": "integer", "description": "Unix seconds."},
+    },
+}
+_ASKED = {"requestBody": {"content": {"application/json": {"schema": TokenForm.model_json_schema()}}}}
+
+
 def _others() -> dict[str, Any]:
     models = {
         "type": "object",
@@ -288,6 +301,9 @@ def _others() -> dict[str, Any]:
         "/v1/usage": {
             "get": _get("usage", _USED, InvalidInput, Unauthenticated, Forbidden, RateLimited)
             | {"parameters": parameters},
+        },
+        "/v1/stt/tokens": {
+            "post": _get("createToken", _TOKEN, InvalidInput, Unauthenticated, Forbidden, RateLimited) | _ASKED
         },
         "/health": {"get": _get("health", {"type": "object", "required": ["status"]})},
         "/openapi.json": {"get": _get("describe", {"type": "object"})},
