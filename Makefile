@@ -39,7 +39,15 @@ curl:
 	@command -v curl >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 	  apt-get update -qq && apt-get install -y -qq curl; } || { echo "The tests need curl: install it."; exit 1; }
 
-test: lint $(CLIENTS)/node_modules/.installed $(LINTER)/node_modules/.installed curl
+# So is a browser, whose test is skipped where there is none: it is large, and not everybody may install it.
+.PHONY: chromium
+chromium:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { [ "$$(id -u)" = 0 ] && \
+	  command -v apt-get >/dev/null && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
+	  echo "There is no Chromium: the live socket is not tried in a browser."
+
+test: lint $(CLIENTS)/node_modules/.installed $(LINTER)/node_modules/.installed curl chromium
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m $(PYTEST)
 	$(BIN)/coverage combine -q

@@ -69,7 +69,7 @@ from fakes.upstreams import (
 )
 from voxgate.accounts import RateLimits, UsageRecord
 from voxgate.accounts.sqlite import SqliteStore
-from voxgate.hosts import asgi as asgi_host
+from voxgate.hosts import frames
 from voxgate.hosts import http as http_host
 from voxgate.hosts.asgi import AsgiApp
 from voxgate.hosts.gateway import build_application
@@ -1262,7 +1262,7 @@ def test_two_hundred_streams_that_are_cut_leave_nothing_behind(place: Place, cap
 def test_a_slow_reader_holds_up_its_provider_and_is_let_go(
     place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(asgi_host, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(frames, "STALL_SECONDS", 1.0)
     upstream, customer = place.upstreams["inference"], place.office.open(credit=CREDIT)
     many = [delta("x" * 10_000, end=n / 200) for n in range(600)]
     upstream.will(sse(*many, done("x")), model="ours")
@@ -1300,7 +1300,7 @@ SLOW = pair("inference")
 def test_a_slow_reader_does_not_make_its_provider_look_slow_or_broken(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asgi_host, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(frames, "STALL_SECONDS", 1.0)
     upstream = place.upstreams["inference"]
     many = [delta("x" * 10_000, end=n / 200) for n in range(150)]
     upstream.will(sse(*many, done("x" * 1_500_000)), model=SLOW)

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from voxgate.errors import ClientGone, RequestTimeout
+from voxgate.hosts import frames
 from voxgate.hosts.http import Application, Parts, Request, Response, encoded
 from voxgate.hosts.sockets import Sockets
 
@@ -24,7 +25,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 # A client that is refused while it sends goes on sending, and would take a closed connection for
 # a failure of the network; so what it sends is read and thrown away, within these bounds.
-STALL_SECONDS = 60.0
 _FLOOR_SECONDS = 30.0  # in which an upload's mean speed is judged
 _DRAIN_BYTES = 72 * 1024 * 1024
 _DRAIN_SECONDS = 30.0
@@ -113,7 +113,7 @@ class AsgiApp:
         async def work() -> None:
             await send(start)
             async for part in parts:
-                async with asyncio.timeout(STALL_SECONDS):
+                async with asyncio.timeout(frames.STALL_SECONDS):
                     await send({"type": "http.response.body", "body": part, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -170,10 +170,10 @@ class _Body:
                     raise RequestTimeout(message)
                 since, received = clock(), 0
             try:
-                async with asyncio.timeout(STALL_SECONDS):
+                async with asyncio.timeout(frames.STALL_SECONDS):
                     chunk = await self._next()
             except TimeoutError as error:
-                raise RequestTimeout(f"Nothing of the upload came for {STALL_SECONDS:g} seconds.") from error
+                raise RequestTimeout(f"Nothing of the upload came for {frames.STALL_SECONDS:g} seconds.") from error
             if chunk is None:
                 raise ClientGone("The client hung up in the middle of its upload.")
             if chunk:

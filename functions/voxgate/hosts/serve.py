@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import ctypes
 import logging
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from http import HTTPStatus
+from urllib.parse import unquote
 
+import httptools
 import uvicorn
-from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.datastructures import Headers
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
 
 from voxgate.errors import InvalidInput
-from voxgate.hosts import asgi
 from voxgate.hosts.asgi import AsgiApp
+from voxgate.hosts.frames import QUIET, Impatient, SocketProtocol
 from voxgate.hosts.http import error_response, request_id
 from voxgate.live import MOST_MESSAGE
 
@@ -27,43 +30,9 @@ _LONGEST_HEAD = 64 * 1024
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
-class _Impatient(asyncio.Protocol):
-    """Ends the connection of who does not read: closed in order, it would wait for ever for that."""
-
-    loop: asyncio.AbstractEventLoop
-    transport: asyncio.Transport
-    _stalled: asyncio.TimerHandle | None = None
-
-    def pause_writing(self) -> None:
-        self._stalled = self.loop.call_later(asgi.STALL_SECONDS, self.transport.abort)
-        super().pause_writing()
-
-    def resume_writing(self) -> None:
-        if self._stalled is not None:
-            self._stalled.cancel()
-        super().resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._stalled is not None:
-            self._stalled.cancel()
-        super().connection_lost(exc)
-
-
-class _SocketProtocol(_Impatient, WebSocketsSansIOProtocol):
-    """uvicorn's, which leaves it to the application to say farewell to a session that is open."""
-
-    def shutdown(self) -> None:
-        if not self.handshake_complete or self.close_sent:
-            super().shutdown()
-
-    async def send(self, message: ASGISendEvent) -> None:
-        await super().send(message)
-        if message["type"] == "websocket.http.response.body":
-            self.handshake_complete = True  # or it is taken for one that was never answered
-
-
-class _Protocol(_Impatient, HttpToolsProtocol):
-    """uvicorn's, with a bound on the request's head, and with its own refusals in our envelope."""
+class _Protocol(Impatient, HttpToolsProtocol):
+    """uvicorn's, with a bound on the request's head, with its own refusals in our envelope, and with WebSockets of
+    our own: from a handshake that it has parsed itself, whatever came along with it."""
 
     _in_head = True
     _head = 0  # bytes
@@ -71,8 +40,9 @@ class _Protocol(_Impatient, HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        super().data_received(data)
+        self._unset_keepalive_if_required()
         self._head += len(data)
+        self._feed(data)
         if self._in_head and self._head > _LONGEST_HEAD:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The request's headers are too long.")
 
@@ -82,17 +52,92 @@ class _Protocol(_Impatient, HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        super().on_headers_complete()
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > _LONGEST_HEAD:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The request's headers are too long.")
+        elif self.parser.should_upgrade():
+            self.scope["method"] = self.parser.get_method().decode("ascii")
+        else:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self.transport.is_closing():
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self.transport.is_closing() and not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if not self.transport.is_closing():
+                self._upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _upgrade(self, rest: bytes) -> None:
+        """`rest` came with the head."""
+        tokens = [token.strip() for value in self._values(b"connection") for token in value.lower().split(b",")]
+        wanted = [value.lower() for value in self._values(b"upgrade")] == [b"websocket"] and b"upgrade" in tokens
+        method = self.scope["method"]
+        if method == "CONNECT":
+            self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, "This is no proxy.")
+        elif not wanted or self.parser.get_http_version() != "1.1":
+            self._as_if_not_asked(rest)
+        elif self._values(b"transfer-encoding") or set(self._values(b"content-length")) - {b"0"}:
+            self._refuse(HTTPStatus.BAD_REQUEST, "A request for an upgrade has no body.")
+        elif method != "GET":
+            self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, "A WebSocket is asked for with GET.")
+        else:
+            self._handshake(rest)
+
+    def _as_if_not_asked(self, rest: bytes) -> None:
+        """An upgrade that is not known is ignored (RFC 9110, 7.8), and its body is the request's."""
+        lines = [b"%b %b HTTP/%b" % (self.scope["method"].encode(), self.url, self.parser.get_http_version().encode())]
+        lines += [b"%b: %b" % (name, value) for name, value in self.headers if name != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self._feed(b"\r\n".join([*lines, b"", b""]) + rest)
+
+    def _handshake(self, rest: bytes) -> None:
+        headers = Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in self.headers])
+        accepting = ServerProtocol(logger=QUIET).accept(Request("/", headers))
+        versions = [version.strip() for version in headers.get_all("sec-websocket-version")]
+        if versions != ["13"] and accepting.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+            message = "The WebSocket's version must be 13."
+            self._refuse(HTTPStatus.UPGRADE_REQUIRED, message, {"sec-websocket-version": "13"})
+        elif accepting.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+            self._refuse(HTTPStatus.BAD_REQUEST, "That is no WebSocket's handshake: a header is missing or odd.")
+        else:
+            url = httptools.parse_url(self.url)
+            offered = ",".join(headers.get_all("sec-websocket-protocol")).split(",")
+            scope = self.scope | {
+                "type": "websocket",
+                "path": unquote(url.path.decode("ascii")),
+                "query_string": url.query or b"",
+                "subprotocols": [each.strip() for each in offered if each.strip()],
+            }
+            protocol = SocketProtocol(accepting, rest, most=MOST_MESSAGE, left=self.connections.discard)
+            self.connections.discard(self)
+            self.connections.add(protocol)  # type: ignore[arg-type] # which wants one with `shutdown`
+            self.transport.set_protocol(protocol)
+            task = protocol.begin(self.transport, self.app, scope)
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+
+    def _values(self, name: bytes) -> list[bytes]:
+        return [value for each, value in self.headers if each == name]
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(HTTPStatus.BAD_REQUEST, msg)
 
-    def _refuse(self, status: HTTPStatus, message: str) -> None:
+    def _refuse(self, status: HTTPStatus, message: str, more: Mapping[str, str] | None = None) -> None:
         response = error_response(InvalidInput(message))
         headers = response.headers | {
             "x-request-id": request_id(),
             "content-length": str(len(response.body)),
             "connection": "close",
+            **(more or {}),
         }
         lines = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{name}: {value}" for name, value in headers.items())]
         self.transport.write("\r\n".join([*lines, "", ""]).encode("latin-1") + response.body)
@@ -141,11 +186,7 @@ def run(app: AsgiApp, listening: socket.socket, *, drain_seconds: int) -> None:
         http=_Protocol,
         loop="uvloop",
         lifespan="on",
-        ws=_SocketProtocol,
-        ws_max_size=MOST_MESSAGE,
-        ws_per_message_deflate=False,
-        # Who sends nothing is told apart by that; a pong waits where the audio does.
-        ws_ping_timeout=None,
+        ws="none",
         log_config=None,
         log_level=logging.WARNING,
         access_log=False,
