@@ -89,6 +89,7 @@ def test_a_form_is_bounded_as_a_whole(server: Server) -> None:
     assert response.status_code == 413
 
 
-def test_the_live_socket_is_refused_by_name(server: Server) -> None:
-    response = httpx.get(f"{server.url}/v1/stt/stream", headers={"connection": "upgrade", "upgrade": "websocket"})
-    assert (response.status_code, response.json()["error"]["param"]) == (400, "stream")
+def test_the_live_socket_says_what_it_is(server: Server) -> None:
+    response = httpx.get(f"{server.url}/v1/stt/stream", headers=server.auth)
+    assert (response.status_code, response.json()["error"]["code"]) == (426, "upgrade_required")
+    assert response.headers["upgrade"] == "websocket"
