@@ -141,7 +141,9 @@ class Session:
             failure = await self._until_end(*tasks)
             code = _code(failure) if failure or listening.done() else RESTART
             listening.cancel()
-            failure = failure or await self._finish(telling)
+            if not telling.done():  # what was paid for is told, whatever ended the session
+                unfinished = await self._finish(telling)
+                failure = failure or unfinished
             account = await self._settle(failure)
             if failure is None:
                 await socket.tell(dialect.done(self._finals, self._ready["language"], account))

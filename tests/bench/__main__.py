@@ -9,7 +9,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import busy, durations, fallback, gateways, gateways_docs, imports, memory, metering, multipart, recognition
+from . import (
+    busy,
+    durations,
+    fallback,
+    gateways,
+    gateways_docs,
+    imports,
+    live,
+    memory,
+    metering,
+    multipart,
+    recognition,
+)
 from .report import Report, machine
 
 BENCHES: dict[str, Callable[[], Report]] = {
@@ -21,6 +33,7 @@ BENCHES: dict[str, Callable[[], Report]] = {
     "metering": metering.run,
     "recognition": recognition.run,
     "fallback": fallback.run,
+    "live": live.run,
     "gateways": gateways.run,
 }
 

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -17,8 +18,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from conftest import DATA, ROOT, Server
+from conftest import DATA, ROOT, Server, word_errors
 from customers import Office
+from voxgate.audio.decode import decode
 
 SPEECH = DATA / "b-slt.mp3"
 TEXT = "the weather is nice today and we are going to the park"
@@ -40,6 +42,7 @@ def client(server: Server) -> dict[str, str]:
         [],
         ["serve"],
         ["transcribe"],
+        ["live"],
         ["inference"],
         ["invoke"],
         ["accounts"],
@@ -326,3 +329,165 @@ def test_a_file_that_is_no_database_is_said_without_a_traceback(tmp_path: Path) 
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "not a database" in done.stderr
+
+
+# Speech while it is spoken.
+
+
+def raw(seconds: float = 60.0) -> bytes:
+    return b"".join(decode(str(SPEECH), "mp3", max_seconds=60))[: round(seconds * 32_000)]
+
+
+def piped(server: Server, audio: bytes, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("VOXGATE_")}
+    command = [sys.executable, "-m", "voxgate", "live", "-", *arguments]
+    return subprocess.run(
+        command, input=audio, capture_output=True, timeout=60, check=False, env=clean | client(server)
+    )
+
+
+def test_live_prints_the_text_and_nothing_else_into_a_pipe(server: Server) -> None:
+    done = voxgate("live", SPEECH, "--speed", "0", **client(server))
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{TEXT}\n", "")
+
+
+def test_live_takes_a_base_url_with_v1_and_a_language(server: Server) -> None:
+    options = ["--speed", "0", "--language", "en", "--base-url", f"{server.url}/v1/", "--api-key", server.key]
+    assert voxgate("live", SPEECH, *options).stdout == f"{TEXT}\n"
+
+
+def test_live_takes_as_long_as_the_speech_unless_it_is_told_otherwise(server: Server) -> None:
+    begun = time.monotonic()
+    assert voxgate("live", SPEECH, **client(server)).stdout == f"{TEXT}\n"
+    assert time.monotonic() - begun >= 3.0
+
+
+def test_live_reads_samples_from_the_standard_input(server: Server) -> None:
+    done = piped(server, raw())
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, f"{TEXT}\n", b"")
+
+
+def test_live_sends_what_it_is_told_the_input_is(server: Server) -> None:
+    eight = b"".join(raw()[at : at + 2] for at in range(0, len(raw()), 4))  # each other sample
+    stereo = b"".join(eight[at : at + 2] * 2 for at in range(0, len(eight), 2))
+    done = piped(server, stereo, "--encoding", "pcm_s16le", "--sample-rate", "8000", "--channels", "2")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert word_errors(TEXT, done.stdout.decode()) <= 0.5
+
+
+def test_live_sends_a_file_as_it_is(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "speech.raw").write_bytes(raw())
+    done = voxgate("live", tmp_path / "speech.raw", "--encoding", "pcm_s16le", "--speed", "0", **client(server))
+    assert (done.returncode, done.stdout) == (0, f"{TEXT}\n")
+    done = voxgate("live", DATA / "d-slt.opus", "--encoding", "opus", **client(server))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
+def test_live_prints_every_message_as_json(server: Server) -> None:
+    done = voxgate("live", SPEECH, "--json", "--speed", "0", **client(server))
+    assert (done.returncode, done.stderr) == (0, "")
+    messages = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [message["sequence"] for message in messages] == list(range(len(messages)))
+    assert {message["type"] for message in messages} == {"ready", "partial", "final", "done"}
+    assert (messages[0]["type"], messages[-1]["type"], messages[-1]["text"]) == ("ready", "done", TEXT)
+
+
+def test_live_shows_what_it_hears_on_a_terminal_and_wipes_it(server: Server) -> None:
+    mine, its = pty.openpty()
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("VOXGATE_")}
+    command = [sys.executable, "-m", "voxgate", "live", str(SPEECH), "--speed", "4"]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=its, text=True, timeout=60, check=True, env=clean | client(server)
+    )
+    os.close(its)
+    shown = b""
+    with contextlib.suppress(OSError):
+        while chunk := os.read(mine, 100_000):
+            shown += chunk
+    os.close(mine)
+    assert done.stdout == f"{TEXT}\n"
+    assert shown.decode().endswith("\r\x1b[K")
+    assert "weather" in shown.decode()
+
+
+def test_live_of_silence_says_nothing(server: Server) -> None:
+    done = piped(server, bytes(64_000))
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    done = piped(server, b"")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("missing.wav", "missing.wav: No such file"),
+        (str(DATA / "not-pdf.pdf"), "not-pdf.pdf: Unrecognized file format: this is a PDF"),
+        (str(DATA / "empty.bin"), "empty.bin: "),
+        (str(DATA / "noaudio.mp4"), "noaudio.mp4: The file has no audio track."),
+        (str(DATA), "data: Is a directory"),
+    ],
+    ids=["missing", "no-audio-file", "empty", "no-track", "directory"],
+)
+def test_live_says_in_one_line_what_is_wrong_with_a_file(server: Server, file: str, message: str) -> None:
+    done = voxgate("live", file, **client(server))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "message"),
+    [
+        ([], {}, "set VOXGATE_API_KEY"),
+        ([], {"VOXGATE_API_KEY": "vg_wrong"}, "it may be cut off or mistyped. (401 unauthenticated)"),
+        (["--base-url", "http://127.0.0.1:9"], {"VOXGATE_API_KEY": "x"}, "http://127.0.0.1:9 cannot be reached"),
+        (["--base-url", "nonsense"], {"VOXGATE_API_KEY": "x"}, "nonsense is no gateway's address"),
+        (["--base-url", "http://127.0.0.1:port"], {"VOXGATE_API_KEY": "x"}, "is no gateway's address"),
+        (["--model", "no-such-model"], {"VOXGATE_API_KEY": "good"}, "no-such-model"),
+        (["--language", "klingon"], {"VOXGATE_API_KEY": "good"}, "klingon"),
+        (["--encoding", "mulaw", "--sample-rate", "1"], {"VOXGATE_API_KEY": "good"}, "sample_rate"),
+        (["--encoding", "opus"], {"VOXGATE_API_KEY": "good"}, "must be Ogg or WebM"),
+    ],
+    ids=["no-key", "wrong-key", "no-server", "no-url", "no-port", "model", "language", "rate", "no-opus"],
+)
+def test_a_mistake_in_live_is_one_line_on_stderr_and_a_failing_status(
+    server: Server, options: list[str], environment: dict[str, str], message: str
+) -> None:
+    environment = {name: server.key if value == "good" else value for name, value in environment.items()}
+    done = voxgate("live", SPEECH, *options, **({"VOXGATE_BASE_URL": server.url} | environment))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("source", ["file", "pipe"])
+def test_live_that_is_interrupted_ends_in_order_and_prints_what_was_said(server: Server, source: str) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("VOXGATE_")}
+    command = [
+        sys.executable,
+        "-m",
+        "voxgate",
+        "live",
+        "--json",
+        str(DATA / "long-slt.flac") if source == "file" else "-",
+    ]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean | client(server)
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        if source == "pipe":
+            process.stdin.write(raw(2.0))
+            process.stdin.flush()
+        messages = [json.loads(process.stdout.readline())]
+        while messages[-1]["type"] != "partial":
+            messages.append(json.loads(process.stdout.readline()))
+        process.send_signal(signal.SIGINT)
+        messages += map(json.loads, process.stdout.read().splitlines())
+        told = process.stderr.read().decode()
+        assert process.wait(30) == 0
+    assert messages[-1]["type"] == "done"
+    assert messages[-1]["text"]
+    assert told == ""

@@ -338,3 +338,77 @@ async def test_nothing_that_can_be_logged_has_a_secret_in_it(door: Door) -> None
     told = f"{credential!r} {credential} {caller!r} {caller.ticket('r')!r} {door.authenticate!r}"
     for secret in (SECRET, SECRET[3:33], DIGEST.hex(), repr(DIGEST), str(DIGEST)):
         assert secret not in told
+
+
+# Tokens.
+
+TOKEN = keys.generate(keys.TOKEN)
+WITH_TOKEN = {"authorization": f"Bearer {TOKEN}"}
+
+
+@sync
+async def test_a_token_lets_in_where_tokens_do_by_its_keys_bounds_and_nowhere_else(door: Door) -> None:
+    await door.furnish(models=("a",), budget=5)
+    await door.store.create_token(keys.digest(TOKEN), door.key, int(START) + 60)
+    for _ in range(2):  # looked up, and remembered
+        assert await door.authenticate(WITH_TOKEN, Scope.TRANSCRIBE, tokens=True) == await door.authenticate(BEARER)
+        for scope in (Scope.TRANSCRIBE, None):
+            error = await door.refused(WITH_TOKEN, scope)
+            assert isinstance(error, Unauthenticated)
+            assert TOKEN not in f"{error!r} {error.envelope()}"
+        assert isinstance(await door.refused({"x-api-key": TOKEN}, also="x-api-key"), Unauthenticated)
+    assert (await door.authenticate(BEARER, tokens=True)).key_id == "key_1"
+
+
+@pytest.mark.parametrize(("own", "seconds"), [(None, 60), (30, 30), (90, 60)])
+@sync
+async def test_a_token_ends_with_the_earlier_of_its_own_time_and_its_keys(
+    door: Door, own: int | None, seconds: int
+) -> None:
+    await door.furnish(expires=None if own is None else int(START) + own)
+    await door.store.create_token(keys.digest(TOKEN), door.key, int(START) + 60)
+    door.clock.advance(seconds - 0.001)
+    assert (await door.authenticate(WITH_TOKEN, tokens=True)).key_id == "key_1"
+    door.clock.advance(0.001)
+    with pytest.raises(Unauthenticated) as expired:
+        await door.authenticate(WITH_TOKEN, tokens=True)
+    with pytest.raises(Unauthenticated) as unknown:
+        await door.authenticate({"authorization": f"Bearer {keys.generate(keys.TOKEN)}"}, tokens=True)
+    assert expired.value.message == unknown.value.message
+
+
+@sync
+async def test_a_token_ends_with_its_key_and_waits_with_its_account(door: Door) -> None:
+    await door.furnish(scopes=frozenset({Scope.TRANSCRIBE}))
+    await door.store.create_token(keys.digest(TOKEN), door.key, int(START) + 3600)
+    await door.authenticate(WITH_TOKEN, Scope.TRANSCRIBE, tokens=True)
+    with pytest.raises(Forbidden):
+        await door.authenticate(WITH_TOKEN, Scope.USAGE, tokens=True)
+    await door.store.change_account(dataclasses.replace(door.account, status=Status.SUSPENDED))
+    door.clock.advance(door.store.lookup_seconds)
+    with pytest.raises(Forbidden):
+        await door.authenticate(WITH_TOKEN, tokens=True)
+    await door.store.change_account(door.account)
+    await door.store.revoke_key("key_1")
+    door.clock.advance(door.store.lookup_seconds)
+    with pytest.raises(Unauthenticated):
+        await door.authenticate(WITH_TOKEN, tokens=True)
+
+
+@pytest.mark.parametrize("wrong", [TOKEN[:-1], TOKEN + "x", "vt_" + SECRET[3:], "vg_" + TOKEN[3:], "vt_"])
+@sync
+async def test_what_is_no_token_is_never_looked_up(door: Door, wrong: str) -> None:
+    await door.furnish()
+    with pytest.raises(Unauthenticated, match="cut off or mistyped"):
+        await door.authenticate({"authorization": f"Bearer {wrong}"}, tokens=True)
+    assert door.store.looked_up == []
+
+
+@sync
+async def test_a_token_marks_its_key_as_used(door: Door) -> None:
+    await door.furnish()
+    await door.store.create_token(keys.digest(TOKEN), door.key, int(START) + 60)
+    for _ in range(3):
+        await door.authenticate(WITH_TOKEN, tokens=True)
+    assert door.store.marked == [("key_1", TODAY)]
+    assert (await door.store.find_key("key_1")).expires is None

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import boto3
 import pytest
+from botocore.exceptions import ReadTimeoutError
 from moto import mock_aws
 
 from voxgate.accounts import (
@@ -52,6 +53,7 @@ class Client:
     def __init__(self, client: Any, lock: threading.RLock, calls: list[str]) -> None:
         self._client, self._lock, self.calls = client, lock, calls
         self.before: Callable[[str], None] = lambda name: None
+        self.lost = 0  # so many of the next writes are done, and the answer does not come
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self._client, name)
@@ -63,7 +65,12 @@ class Client:
             check_placeholders(request)
             with self._lock:
                 self.calls.append(name)
-                return attribute(**request)
+                try:
+                    return attribute(**request)
+                finally:
+                    if self.lost and name in ("update_item", "transact_write_items"):
+                        self.lost -= 1
+                        raise ReadTimeoutError(endpoint_url="https://dynamodb")
 
         return call
 
@@ -505,5 +512,240 @@ def test_a_process_that_did_not_admit_goes_on(world: World) -> None:
         held(await third.hold(world.ticket("b"), 10, tenths=1, lease=60, claim=Claim("c", "g")))
         await second.close()
         await third.close()
+
+    asyncio.run(work())
+
+
+# More for a request that is still running.
+
+
+def test_an_extension_is_one_call_and_renews_the_place_with_a_second_one_now_and_then(world: World) -> None:
+    world.top_up(1000)
+    own = Bounds("key_1", RateLimits(10, 60, 2), 500)
+
+    async def work() -> None:
+        ticket = world.ticket(own=own)
+        await world.store.admit(ticket, lease=60)
+        hold = held(await world.store.hold(ticket, 10, tenths=10, lease=60))
+        for wait, calls in ((20, 1), (5, 1), (10, 2), (20, 1), (20, 2)):
+            world.now += wait
+            world.calls.clear()
+            hold = await world.store.extend(hold, 10, tenths=10, lease=60)
+            assert world.calls == ["update_item"] * calls
+            (member,) = world.state()["slots"]["SS"]
+            assert world.state()["slots#key_1"] == {"SS": [member]}
+            expires, _, name = member.partition("|")
+            assert (name, int(expires) > (world.now + 30) * 1e6) == ("req-1", True)
+        world.calls.clear()
+        await world.store.settle(hold, 60, world.record())
+        assert world.calls == ["transact_write_items"]
+
+    asyncio.run(work())
+    assert not {name for name in world.state() if name.startswith(("slots", "hold"))}
+    assert world.state()["spent#2026-11#key_1"] == {"N": "60"}
+
+
+@pytest.mark.parametrize("renewed", [False, True])
+def test_an_extension_whose_answer_was_lost_is_sent_again_and_counts_once(world: World, renewed: bool) -> None:
+    world.top_up(1000)
+
+    async def work() -> None:
+        ticket = world.ticket()
+        await world.store.admit(ticket, lease=60)
+        hold = held(await world.store.hold(ticket, 100, tenths=10, lease=60))
+        world.now += 40 if renewed else 1
+        left = hold.standing.audio_seconds.remaining
+        world.calls.clear()
+        world.client.lost = 1
+        hold = await world.store.extend(hold, 50, tenths=0, lease=60)
+        assert world.calls == ["update_item"] * (3 if renewed else 2)
+        assert (hold.amount, hold.standing.free) == (150, 850)
+        assert hold.standing.audio_seconds.remaining >= left
+        world.now += 1
+        hold = await world.store.extend(hold, 50, tenths=0, lease=60)
+        balance = await world.store.balance(world.account.id)
+        assert (balance.held, balance.spent, balance.holds) == (200, 200, {"req-1": 200})
+        await world.store.settle(hold, 200, world.record(cost=200))
+        balance = await world.store.balance(world.account.id)
+        assert (balance.balance, balance.held, balance.spent) == (800, 0, 200)
+
+    asyncio.run(work())
+    assert "slots" not in world.state()
+
+
+def test_the_audio_of_an_extension_that_was_sent_again_counts_once(world: World) -> None:
+    world.top_up(1000)
+
+    async def work() -> None:
+        hold = held(await world.store.hold(world.ticket(limits=RateLimits(None, 60)), 1, tenths=100, lease=60))
+        world.now += 0.5
+        world.client.lost = 1
+        hold = await world.store.extend(hold, 1, tenths=100, lease=60)
+        assert hold.standing.audio_seconds.remaining == 40
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("end", ["settle", "release", "sweep", "extend"])
+def test_an_extension_that_nobody_heard_of_is_given_back_by_whatever_ends_the_request(world: World, end: str) -> None:
+    world.top_up(1000)
+    own = Bounds("key_1", RateLimits(10, 600, 2), 500)
+
+    async def work() -> None:
+        ticket = world.ticket(own=own)
+        await world.store.admit(ticket, lease=60)
+        hold = held(await world.store.hold(ticket, 100, tenths=10, lease=60))
+        world.now += 1
+        world.client.lost = 2  # and so was the answer to the second try
+        with pytest.raises(ReadTimeoutError):
+            await world.store.extend(hold, 50, tenths=10, lease=60)
+        assert (await world.store.balance(world.account.id)).holds == {"req-1": 150}
+        world.now += 1
+        if end == "settle":
+            for _ in range(2):
+                await world.store.settle(hold, 80, world.record(cost=80))
+        elif end == "release":
+            await world.store.release(hold, world.record(status=500, cost=0))
+        elif end == "sweep":
+            world.now += 60
+            swept = await world.store.sweep()
+            assert (swept.holds, swept.amount, swept.slots) == (1, 150, 1)
+            with pytest.raises(HoldEnded):
+                await world.store.settle(hold, 80, world.record())
+            with pytest.raises(HoldEnded):
+                await world.store.extend(hold, 1, tenths=0, lease=60)
+        else:
+            hold = await world.store.extend(hold, 50, tenths=10, lease=60)
+            assert hold.amount == 200
+            assert (await world.store.balance(world.account.id)).holds == {"req-1": 200}
+            await world.store.settle(hold, 180, world.record(cost=180))
+        balance = await world.store.balance(world.account.id)
+        cost = {"settle": 80, "extend": 180}.get(end, 0)
+        assert (balance.balance, balance.held, balance.spent, balance.holds) == (1000 - cost, 0, cost, {})
+        assert world.state()["spent#2026-11#key_1"] == {"N": str(cost)}
+
+    asyncio.run(work())
+    assert not {name for name in world.state() if name.startswith(("slots", "hold"))}
+
+
+@pytest.mark.parametrize("end", ["settle", "release"])
+def test_a_place_whose_renewal_nobody_heard_of_is_given_back(world: World, end: str) -> None:
+    world.top_up(1000)
+
+    async def work() -> None:
+        ticket = world.ticket()
+        await world.store.admit(ticket, lease=60)
+        hold = held(await world.store.hold(ticket, 100, tenths=10, lease=60))
+        world.now += 40
+        world.client.lost = 2
+        with pytest.raises(ReadTimeoutError):
+            await world.store.extend(hold, 50, tenths=10, lease=60)
+        if end == "settle":
+            await world.store.settle(hold, 80, world.record())
+        else:
+            await world.store.release(hold, world.record())
+
+    asyncio.run(work())
+    assert "slots" not in world.state()
+
+
+def test_the_charge_of_an_extended_hold_is_sent_again_without_harm(world: World) -> None:
+    world.top_up(1000)
+
+    async def work() -> None:
+        hold = held(await world.store.hold(world.ticket(), 100, tenths=10, lease=60, claim=Claim("c", "f")))
+        world.now += 1
+        hold = await world.store.extend(hold, 50, tenths=10, lease=60)
+        world.client.lost = 1
+        await world.store.settle(hold, 120, world.record(cost=120), b"answer")
+        assert await world.store.hold(world.ticket("b"), 1, tenths=1, lease=60, claim=Claim("c", "f")) == Replay(
+            b"answer"
+        )
+        balance = await world.store.balance(world.account.id)
+        assert (balance.balance, balance.held, balance.spent) == (880, 0, 120)
+
+    asyncio.run(work())
+
+
+def test_extensions_that_collide_are_tried_again_and_then_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.top_up(1000)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    left = 0
+
+    def collide(name: str) -> None:
+        nonlocal left
+        left -= 1
+        if left >= 0 and name == "update_item":
+            busy = {"Error": {"Code": "TransactionConflictException", "Message": ""}}
+            raise world.raw.exceptions.ClientError(cast("Any", busy), name)
+
+    world.client.before = collide
+
+    async def work() -> None:
+        nonlocal left
+        ticket = world.ticket()
+        await world.store.admit(ticket, lease=60)
+        hold = held(await world.store.hold(ticket, 10, tenths=1, lease=60))
+        world.now += 40
+        left = 5
+        hold = await world.store.extend(hold, 10, tenths=1, lease=60)
+        assert hold.amount == 20
+        world.now += 1
+        left = 1000
+        with pytest.raises(Overloaded):
+            await world.store.extend(hold, 10, tenths=1, lease=60)
+        left = 0
+        assert (await world.store.balance(world.account.id)).holds == {"req-1": 20}
+        await world.store.release(hold)
+
+    asyncio.run(work())
+    assert "slots" not in world.state()
+
+
+def test_a_process_that_knows_old_numbers_extends_by_the_right_ones(world: World) -> None:
+    world.top_up(1000)
+    limits = RateLimits(None, 60)
+
+    async def work() -> None:
+        other, _ = world.another()
+        mine = held(await world.store.hold(world.ticket("a", limits), 10, tenths=10, lease=60))
+        theirs = held(await other.hold(world.ticket("b", limits), 10, tenths=10, lease=60))
+        for number in range(1, 5):  # each makes the other's numbers old
+            world.now += 0.001
+            mine = await world.store.extend(mine, 10, tenths=60, lease=60)
+            theirs = await other.extend(theirs, 10, tenths=60, lease=60)
+            assert theirs.standing.audio_seconds.remaining == 58 - 12 * number
+        world.now += 60
+        mine = await world.store.extend(mine, 10, tenths=60, lease=60)  # the bucket is full again
+        assert mine.standing.audio_seconds.remaining == 54
+        await other.close()
+
+    asyncio.run(work())
+
+
+def test_a_tokens_item_goes_by_itself_when_its_time_is_over(world: World) -> None:
+    async def work() -> None:
+        key = Key(id="key_1", account_id=world.account.id, created=1)
+        await world.store.create_key(key, b"d" * 32)
+        world.calls.clear()
+        await world.store.create_token(b"t" * 32, key, 500)
+        assert world.calls == ["transact_write_items"]
+        world.calls.clear()
+        assert await world.store.find_token(b"t" * 32) is not None
+        assert world.calls == ["get_item", "batch_get_item"]
+
+    asyncio.run(work())
+    place = {"pk": {"S": f"TOKEN#{(b't' * 32).hex()}"}, "sk": {"S": "TOKEN"}}
+    item = world.raw.get_item(TableName="t", Key=cast("Any", place))["Item"]
+    assert int(item["ttl"]["N"]) > int(item["expires"]["N"]) == 500
+
+
+def test_a_token_whose_making_was_not_heard_of_is_made_once(world: World) -> None:
+    async def work() -> None:
+        key = Key(id="key_1", account_id=world.account.id, created=1)
+        await world.store.create_key(key, b"d" * 32)
+        world.client.lost = 1
+        await world.store.create_token(b"t" * 32, key, 500)
+        assert await world.store.find_token(b"t" * 32) is not None
 
     asyncio.run(work())

@@ -71,3 +71,31 @@ def test_random_keys_of_the_right_shape_are_almost_never_well_formed() -> None:
 
 def test_the_digest_is_sha256() -> None:
     assert keys.digest(KEY) == hashlib.sha256(KEY.encode()).digest()
+
+
+def test_a_new_token_is_well_formed_as_one_and_not_as_a_key() -> None:
+    for _ in range(200):
+        token = keys.generate(keys.TOKEN)
+        assert keys.well_formed(token, keys.TOKEN)
+        assert not keys.well_formed(token)
+        assert (token[:3], len(token)) == ("vt_", 39)
+        assert set(token[3:]) <= set(ALPHABET)
+
+
+def test_a_key_is_no_token_and_neither_becomes_the_other_by_its_prefix() -> None:
+    token = keys.generate(keys.TOKEN)
+    assert not keys.well_formed(KEY, keys.TOKEN)
+    assert not keys.well_formed(keys.TOKEN + KEY[3:], keys.TOKEN)
+    assert not keys.well_formed(keys.KEY + token[3:])
+
+
+def test_every_single_wrong_character_of_a_token_is_noticed() -> None:
+    token = keys.generate(keys.TOKEN)
+    for position in range(len(token)):
+        for character in string.printable + "é\0":
+            if character != token[position]:
+                assert not keys.well_formed(token[:position] + character + token[position + 1 :], keys.TOKEN)
+
+
+def test_keys_that_were_given_out_before_there_were_tokens_are_good_still() -> None:
+    assert keys.well_formed("vg_0123456789012345678901234567893FocKh")

@@ -5,6 +5,7 @@ Speech itself is measured where fixtures of it are; everything here is made in c
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from array import array
@@ -15,8 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import DATA
+from voxgate.audio.decode import decode
+from voxgate.engines import Listening
 from voxgate.engines.sphinx import SphinxEngine
 from voxgate.engines.voice import FRAME_SECONDS, LONGEST, RATE, regions
+from voxgate.model import Heard, Segment
 
 Wave = Callable[[float, random.Random], float]
 
@@ -101,3 +106,139 @@ def test_a_region_is_given_out_before_the_recording_ends() -> None:
             yield BURSTS
 
     assert next(iter(regions(endless()))).start < 1.0
+
+
+# Speech that is still being spoken.
+
+
+def speech(name: str) -> bytes:
+    return b"".join(decode(str(DATA / name), name.rpartition(".")[2], max_seconds=60))
+
+
+SENTENCE, SENTENCES = speech("b-slt.mp3"), speech("long-slt.flac")
+TEXT = "the weather is nice today and we are going to the park"
+
+
+def hear(listening: Listening, pcm: bytes, size: int = 3200) -> list[Heard]:
+    """What is heard of it, looked for after each piece."""
+    heard: list[Heard] = []
+    for at in range(0, len(pcm), size):
+        listening.push(pcm[at : at + size])
+        heard += listening.step()
+    return heard
+
+
+def end(listening: Listening) -> list[Heard]:
+    listening.end()
+    heard = list(listening.step())
+    listening.close()
+    return heard
+
+
+def said(heard: list[Heard]) -> list[Segment]:
+    return [each.segment for each in heard if each.final and each.segment.text]
+
+
+@pytest.mark.parametrize(("size", "interim"), [(640, True), (3198, False), (50_000, True), (10**6, False)])
+def test_what_is_heard_live_is_what_is_heard_of_the_recording(engine: SphinxEngine, size: int, interim: bool) -> None:
+    whole = [dataclasses.replace(each, text=each.text.strip()) for each in engine.recognize([SENTENCES])]
+    assert len(whole) == 3
+    listening = engine.listen("en", interim=interim)
+    heard = hear(listening, SENTENCES, size) + end(listening)
+    assert said(heard) == whole
+    assert interim or all(each.final for each in heard)
+
+
+def test_a_final_comes_when_its_pause_does_and_not_at_the_end(engine: SphinxEngine) -> None:
+    listening = engine.listen(None, interim=False)
+    assert [each.text for each in said(hear(listening, SENTENCE + bytes(32_000)))] == [TEXT]
+    assert said(end(listening)) == []
+
+
+def test_partials_are_of_the_utterance_that_goes_on_and_grow(engine: SphinxEngine) -> None:
+    listening = engine.listen("en", interim=True)
+    heard = hear(listening, SENTENCES) + end(listening)
+    shown: list[Segment] = []
+    finals = 0
+    for each in heard:
+        if each.final:
+            if each.segment.text:
+                finals += 1
+                assert shown
+                assert all(part.start <= each.segment.start and part.text for part in shown)
+            shown = []
+        else:
+            assert all(part.start == each.segment.start and part.end < each.segment.end for part in shown)
+            shown.append(each.segment)
+    assert finals == 3
+
+
+def test_finalize_ends_the_utterance_there_and_the_next_one_begins_after_it(engine: SphinxEngine) -> None:
+    for interim in (False, True):
+        listening = engine.listen("en", interim=interim)
+        first = hear(listening, SENTENCE[: 2 * 32_000])
+        assert said(first) == []
+        listening.finalize()
+        first = list(listening.step())
+        (before,) = said(first)
+        assert before.text.startswith("the weather is nice")
+        listening.finalize()
+        assert said(list(listening.step())) == []
+        rest = hear(listening, SENTENCE[2 * 32_000 :]) + end(listening)
+        (after,) = said(rest)
+        assert after.text.endswith("park")
+        assert before.end <= 2.0 <= after.start
+        assert after.end <= len(SENTENCE) / 32_000
+
+
+def test_finalize_in_silence_and_before_anything_gives_nothing(engine: SphinxEngine) -> None:
+    listening = engine.listen("en", interim=True)
+    listening.finalize()
+    assert list(listening.step()) == []
+    heard = hear(listening, bytes(64_000))
+    listening.finalize()
+    heard += [*listening.step(), *hear(listening, SENTENCE), *end(listening)]
+    (only,) = said(heard)
+    assert only.text == TEXT
+    assert only.start >= 2.0
+
+
+@pytest.mark.parametrize("name", ["digital silence", "white noise", "mains hum"])
+def test_where_nobody_speaks_there_is_no_text_and_time_goes_on(engine: SphinxEngine, name: str) -> None:
+    listening = engine.listen(None, interim=True)
+    pcm = sound(SOUNDS[name], 1) * 12
+    heard = hear(listening, pcm) + end(listening)
+    assert [each.segment.text for each in heard if each.segment.text] == []
+    ends = [0.0, *(each.segment.end for each in heard), len(pcm) / 32_000]
+    assert max(b - a for a, b in pairwise(ends)) < 10.0  # seconds, of which no word was given
+
+
+def test_speech_without_a_pause_is_cut_and_none_of_it_is_lost_or_heard_twice(engine: SphinxEngine) -> None:
+    # From word to word of one sentence, over and over, without the silence around it.
+    pcm = SENTENCE[16_000:-16_000] * 6
+    listening = engine.listen("en", interim=False)
+    while_spoken = said(hear(listening, pcm, 32_000))
+    finals = while_spoken + said(end(listening))
+    assert len(while_spoken) >= 1
+    assert all(each.end - each.start < 10.0 for each in finals)
+    assert all(a.end <= b.start for a, b in pairwise(finals))
+    whole = [dataclasses.replace(each, text=each.text.strip()) for each in engine.recognize([pcm])]
+    assert finals == whole
+
+
+@pytest.mark.parametrize("interim", [False, True])
+def test_a_session_that_was_dropped_in_an_utterance_leaves_no_trace(engine: SphinxEngine, interim: bool) -> None:
+    def whole() -> list[Heard]:
+        listening = engine.listen("en", interim=interim)
+        return hear(listening, SENTENCE) + end(listening)
+
+    alone = whole()
+    dropped = engine.listen("en", interim=True)
+    hear(dropped, SENTENCES[: 32_000 * 3 // 2])
+    dropped.close()
+    dropped.close()
+    assert whole() == alone
+
+
+def test_a_session_without_audio_ends_without_a_word(engine: SphinxEngine) -> None:
+    assert end(engine.listen("en", interim=True)) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -271,6 +272,77 @@ async def test_a_credential_shows_what_changed_about_its_account(bench: Bench) -
     credential = await bench.store.find_credential(b"d" * 32)
     assert credential is not None
     assert credential.account == suspended
+
+
+# Tokens.
+
+
+@pytest.mark.parametrize(("own", "until"), [(None, 500), (400, 400), (500, 500), (600, 500)])
+@sync
+async def test_a_token_is_its_key_until_the_earlier_end(bench: Bench, own: int | None, until: int) -> None:
+    key = Key(id="key_1", account_id=bench.account.id, created=1, models=("a",), budget=7, expires=own)
+    await bench.store.create_key(key, b"d" * 32)
+    await bench.store.create_token(b"t" * 32, key, 500)
+    for store in (bench.store, bench.another()):
+        found = await store.find_token(b"t" * 32)
+        assert found is not None
+        assert (found.account, found.digest) == (bench.account, b"t" * 32)
+        assert found.key == dataclasses.replace(key, expires=until)
+    assert await bench.store.find_key("key_1") == key
+
+
+@sync
+async def test_a_token_is_no_key_and_a_key_no_token(bench: Bench) -> None:
+    key = Key(id="key_1", account_id=bench.account.id, created=1)
+    await bench.store.create_key(key, b"d" * 32)
+    await bench.store.create_token(b"t" * 32, key, 500)
+    assert await bench.store.find_credential(b"t" * 32) is None
+    assert await bench.store.find_token(b"d" * 32) is None
+    assert await bench.store.find_token(b"x" * 32) is None
+    assert await bench.store.keys(bench.account.id) == [key]
+
+
+@sync
+async def test_tokens_are_each_their_own_keys(bench: Bench) -> None:
+    other = await bench.store.create_account("other")
+    for number, account in enumerate((bench.account, other)):
+        key = Key(id=f"key_{number}", account_id=account.id, created=1)
+        await bench.store.create_key(key, bytes([number]) * 32)
+        for token in (2, 3):
+            await bench.store.create_token(bytes([number, token] * 16), key, 500 + token)
+    for number, account in enumerate((bench.account, other)):
+        for token in (2, 3):
+            found = await bench.store.find_token(bytes([number, token] * 16))
+            assert found is not None
+            assert (found.account.id, found.key.id, found.key.expires) == (account.id, f"key_{number}", 500 + token)
+
+
+@sync
+async def test_a_token_shows_what_became_of_its_key_and_account(bench: Bench) -> None:
+    key = Key(id="key_1", account_id=bench.account.id, created=1)
+    await bench.store.create_key(key, b"d" * 32)
+    await bench.store.create_token(b"t" * 32, key, 500)
+    revoked = await bench.store.revoke_key("key_1")
+    suspended = dataclasses.replace(bench.account, status=Status.SUSPENDED)
+    await bench.store.change_account(suspended)
+    found = await bench.store.find_token(b"t" * 32)
+    assert found is not None
+    assert (found.account, found.key.revoked) == (suspended, revoked.revoked)
+
+
+@sync
+async def test_a_token_outlives_its_process_and_a_sweep_before_its_end(bench: Bench) -> None:
+    key = Key(id="key_1", account_id=bench.account.id, created=1)
+    await bench.store.create_key(key, b"d" * 32)
+    until = int(bench.clock()) + 60
+    await bench.store.create_token(b"t" * 32, key, until)
+    await asyncio.to_thread(bench.backend.kill, bench.store)
+    bench.store = bench.backend.open()
+    bench.clock.advance(59.999)
+    await bench.store.sweep()
+    found = await bench.store.find_token(b"t" * 32)
+    assert found is not None
+    assert found.key.expires == until
 
 
 # Rates.
@@ -719,6 +791,266 @@ async def test_holds_of_one_account_are_not_anothers(bench: Bench) -> None:
     with pytest.raises(InsufficientQuota):
         await bench.store.hold(bench.ticket(account=other), 1, tenths=0, lease=60)
     assert await bench.store.balance(other.id) == Balance(0, 0, 0, {})
+
+
+# More for a request that is still running.
+
+
+async def everything(bench: Bench) -> tuple[Balance, object, object]:
+    account_id = bench.account.id
+    return (
+        await bench.store.balance(account_id),
+        await bench.store.entries(account_id),
+        await bench.store.records(account_id, 0.0, 1e10),
+    )
+
+
+@sync
+async def test_a_hold_grows_and_the_charge_is_what_it_cost(bench: Bench) -> None:
+    await bench.top_up(1000)
+    limits, key = RateLimits(60, 60, 2), Bounds("key_1", RateLimits(6, 30, 2), 900)
+    ticket = bench.ticket("req", limits=limits, budget=900, key=key)
+    await bench.store.admit(ticket, lease=60)
+    hold = await bench.hold(ticket, 100, tenths=50)
+    for number in (1, 2, 3):
+        hold = await bench.store.extend(hold, 100, tenths=50, lease=60)
+        assert (hold.id, hold.amount, hold.month) == ("req", 100 + 100 * number, "2026-11")
+        assert hold.standing.audio_seconds == Window(30, 25 - 5 * number, 10.0 + 10.0 * number)
+        assert hold.standing.requests == Window(6, 5, 10.0)
+        assert (hold.standing.balance, hold.standing.free) == (1000, 900 - 100 * number)
+        assert await bench.store.balance(bench.account.id) == Balance(
+            1000, hold.amount, hold.amount, {"req": hold.amount}
+        )
+    with pytest.raises(ValueError, match="400"):
+        await bench.store.settle(hold, 401, bench.record(ticket))
+    bench.clock.advance(1)
+    for _ in range(2):
+        await bench.store.settle(hold, 310, bench.record(ticket, cost=310))
+    assert await bench.store.balance(bench.account.id) == Balance(690, 0, 310, {})
+    _, charge = await bench.store.entries(bench.account.id)
+    assert (charge.amount, charge.reference) == (-310, "req")
+
+
+@pytest.mark.parametrize("end", ["settle", "release"])
+@sync
+async def test_what_was_set_aside_later_is_given_back_too(bench: Bench, end: str) -> None:
+    await bench.top_up(1000)
+    key = Bounds("key_1", RateLimits(), 1000)
+    hold = await bench.hold(bench.ticket(key=key, budget=1000), 100)
+    hold = await bench.store.extend(hold, 900, tenths=0, lease=60)
+    if end == "settle":
+        await bench.store.settle(hold, 0, bench.record(hold.ticket))
+    else:
+        await bench.store.release(hold, bench.record(hold.ticket, status=500))
+    assert await bench.store.balance(bench.account.id) == Balance(1000, 0, 0, {})
+    await bench.hold(bench.ticket(key=key, budget=1000), 1000)  # of the budgets nothing is gone either
+
+
+@pytest.mark.parametrize("bound", ["money", "budget", "key's budget", "audio", "key's audio"])
+@sync
+async def test_more_that_is_refused_leaves_everything_as_it_was(bench: Bench, bound: str) -> None:
+    await bench.top_up(1000)
+    narrow = RateLimits(None, 60)
+    own = {
+        "key's budget": Bounds("key_1", RateLimits(), 300),
+        "key's audio": Bounds("key_1", narrow),
+    }.get(bound, Bounds("key_1", RateLimits(), 10**6))
+    limits, budget = narrow if bound == "audio" else RateLimits(), 300 if bound == "budget" else None
+    ticket = bench.ticket("req", limits=limits, budget=budget, key=own)
+    await bench.store.admit(ticket, lease=60)
+    hold = await bench.hold(ticket, 100, tenths=550)
+    before = await everything(bench)
+    money = "audio" not in bound
+    amount, tenths = {"money": (901, 0), "audio": (1, 51), "key's audio": (1, 51)}.get(bound, (201, 0))
+    for _ in range(2):
+        if money:
+            with pytest.raises(InsufficientQuota, match="run out" if bound == "money" else "budget"):
+                await bench.store.extend(hold, amount, tenths=tenths, lease=600)
+        else:
+            await refused(bench.store.extend(hold, amount, tenths=tenths, lease=600), 0.1)
+        assert await everything(bench) == before
+    hold = await bench.store.extend(hold, amount - 1, tenths=max(tenths - 1, 0), lease=60)
+    assert hold.amount == 100 + amount - 1
+    bench.clock.advance(60)
+    assert await bench.store.sweep() == Swept(1, hold.amount, 1)  # no refusal has put it off
+
+
+@sync
+async def test_more_that_is_refused_at_the_moment_of_the_hold_itself_is_refused(bench: Bench) -> None:
+    await bench.top_up(100)
+    hold = await bench.hold(bench.ticket(), 100, lease=60)
+    with pytest.raises(InsufficientQuota):
+        await bench.store.extend(hold, 1, tenths=0, lease=60)
+
+
+@sync
+async def test_more_seconds_of_audio_get_in_when_the_refusal_says(bench: Bench) -> None:
+    await bench.top_up(1000)
+    hold = await bench.hold(bench.ticket(limits=RateLimits(None, 60)), 100, tenths=600)
+    bench.clock.advance(1)
+    more = await in_after_what_it_says(bench, lambda: bench.store.extend(hold, 10, tenths=50, lease=60))
+    assert more.amount == 110
+    assert more.standing.audio_seconds.remaining == 0
+
+
+@pytest.mark.parametrize("end", ["settle", "release", "sweep"])
+@sync
+async def test_a_hold_that_has_ended_does_not_grow(bench: Bench, end: str) -> None:
+    await bench.top_up(1000)
+    hold = await bench.hold(bench.ticket(), 100)
+    hold = await bench.store.extend(hold, 100, tenths=0, lease=60)
+    if end == "settle":
+        await bench.store.settle(hold, 200, bench.record(hold.ticket, cost=200))
+    elif end == "release":
+        await bench.store.release(hold)
+    else:
+        bench.clock.advance(60)
+        assert await bench.store.sweep() == Swept(1, 200, 0)
+    before = await everything(bench)
+    for amount in (0, 1, 10**6):
+        with pytest.raises(HoldEnded):
+            await bench.store.extend(hold, amount, tenths=0, lease=60)
+    never = dataclasses.replace(hold, ticket=bench.ticket())
+    with pytest.raises(HoldEnded):
+        await bench.store.extend(never, 1, tenths=0, lease=60)
+    assert await everything(bench) == before
+
+
+@sync
+async def test_nobody_extends_the_hold_of_an_account_that_is_not_there(bench: Bench) -> None:
+    await bench.top_up(1000)
+    hold = await bench.hold(bench.ticket(), 100)
+    nobody = Account(id="acct_no", name="x", created=1)
+    with pytest.raises(KeyError, match="no account"):
+        await bench.store.extend(dataclasses.replace(hold, ticket=bench.ticket(account=nobody)), 1, tenths=0, lease=60)
+
+
+@sync
+async def test_an_extension_of_nothing_renews_the_lease_whatever_is_left(bench: Bench) -> None:
+    await bench.top_up(100)
+    ticket = bench.ticket("req", limits=RateLimits(1, 60, 1), budget=100)
+    await bench.store.admit(ticket, lease=60)
+    hold = await bench.hold(ticket, 100, tenths=3000)  # no credit, budget, place, request or audio is left
+    for _ in range(4):
+        bench.clock.advance(50)
+        assert await bench.store.sweep() == Swept(0, 0, 0)
+        hold = await bench.store.extend(hold, 0, tenths=0, lease=60)
+        assert await bench.store.balance(bench.account.id) == Balance(100, 100, 100, {"req": 100})
+        assert hold.amount == 100
+    bench.clock.advance(59.999)
+    assert await bench.store.sweep() == Swept(0, 0, 0)
+    bench.clock.advance(0.001)
+    assert await bench.store.sweep() == Swept(1, 100, 1)
+
+
+@sync
+async def test_audio_that_is_paid_for_already_needs_no_more_credit(bench: Bench) -> None:
+    # As where a price is for at least ten seconds: the first second has paid for the others.
+    await bench.top_up(100)
+    hold = await bench.hold(bench.ticket("req", limits=RateLimits(None, 60), budget=100), 100, tenths=10)
+    hold = await bench.store.extend(hold, 0, tenths=50, lease=60)
+    assert (hold.amount, hold.standing.audio_seconds.remaining) == (100, 54)
+
+
+@pytest.mark.parametrize("by_key", [False, True])
+@sync
+async def test_an_extension_keeps_the_place_until_its_own_lease_ends(bench: Bench, by_key: bool) -> None:
+    await bench.top_up(1000)
+    narrow = RateLimits(concurrent_requests=1)
+    limits, key = (RateLimits(), Bounds("key_1", narrow)) if by_key else (narrow, None)
+
+    def another() -> Awaitable[object]:
+        return bench.store.admit(bench.ticket(limits=limits, key=key), lease=60)
+
+    ticket = bench.ticket("req", limits=limits, key=key)
+    await bench.store.admit(ticket, lease=60)
+    hold = await bench.hold(ticket, 100)
+    for seconds in (10, 20, 25, 31, 45, 59):
+        bench.clock.advance(seconds)
+        hold = await bench.store.extend(hold, 1, tenths=0, lease=60)
+        bench.clock.advance(0.5)
+        await refused(another())
+    bench.clock.advance(59.499)
+    await refused(another())
+    bench.clock.advance(0.001)
+    assert await bench.store.sweep() == Swept(1, 106, 1)
+    await another()
+
+
+@pytest.mark.parametrize("end", ["settle", "release", "leave"])
+@sync
+async def test_a_renewed_place_is_given_back(bench: Bench, end: str) -> None:
+    await bench.top_up(1000)
+    limits, key = RateLimits(concurrent_requests=1), Bounds("key_1", RateLimits(concurrent_requests=1))
+    for _ in range(2):
+        ticket = bench.ticket(limits=limits, key=key)
+        await bench.store.admit(ticket, lease=60)
+        hold = await bench.hold(ticket, 10)
+        for _ in range(3):
+            bench.clock.advance(50)
+            hold = await bench.store.extend(hold, 10, tenths=0, lease=60)
+        if end == "settle":
+            await bench.store.settle(hold, 1, bench.record(ticket))
+        else:
+            await bench.store.release(hold, bench.record(ticket))
+        if end == "leave":  # once more, which changes nothing
+            await bench.store.leave(ticket)
+    assert await bench.store.sweep() == Swept(0, 0, 0)
+
+
+@sync
+async def test_an_extended_hold_keeps_its_place_in_another_process_too(bench: Bench) -> None:
+    await bench.top_up(1000)
+    limits, other = RateLimits(concurrent_requests=1), bench.another()
+    ticket = bench.ticket("req", limits=limits)
+    await bench.store.admit(ticket, lease=60)
+    hold = await bench.hold(ticket, 10)
+    bench.clock.advance(50)
+    hold = await bench.store.extend(hold, 10, tenths=0, lease=60)
+    await refused(other.admit(bench.ticket(limits=limits), lease=60))
+    await other.settle(hold, 20, bench.record(ticket, cost=20))
+    await other.admit(bench.ticket(limits=limits), lease=60)
+    assert (await bench.store.balance(bench.account.id)).balance == 980
+
+
+@sync
+async def test_a_hold_that_grows_in_another_month_counts_in_the_one_in_which_it_was_made(bench: Bench) -> None:
+    await bench.top_up(1000)
+    bench.clock.advance(9.5 * DAY - 1)
+    hold = await bench.hold(bench.ticket("req"), 100)
+    bench.clock.advance(2)
+    hold = await bench.store.extend(hold, 100, tenths=0, lease=60)
+    assert hold.month == "2026-11"
+    assert await bench.store.balance(bench.account.id) == Balance(1000, 200, 0, {"req": 200})
+    await bench.store.settle(hold, 150, bench.record(hold.ticket, cost=150))
+    assert await bench.store.balance(bench.account.id) == Balance(850, 0, 0, {})
+    bench.clock.advance(-2)
+    assert (await bench.store.balance(bench.account.id)).spent == 150
+
+
+@sync
+async def test_a_budget_binds_what_runs_over_the_end_of_the_month(bench: Bench) -> None:
+    await bench.top_up(10_000)
+    bench.clock.advance(9.5 * DAY - 1)
+    hold = await bench.hold(bench.ticket(budget=300), 100)
+    with contextlib.suppress(InsufficientQuota):
+        for _ in range(7):
+            bench.clock.advance(1)
+            hold = await bench.store.extend(hold, 100, tenths=0, lease=60)
+    assert hold.amount <= 2 * 300  # of two months
+
+
+@sync
+async def test_an_extended_hold_outlives_its_process(bench: Bench) -> None:
+    await bench.top_up(1000)
+    ticket = bench.ticket("req")
+    await bench.store.admit(ticket, lease=60)
+    hold = await bench.store.extend(await bench.hold(ticket, 100), 300, tenths=0, lease=60)
+    await asyncio.to_thread(bench.backend.kill, bench.store)
+    bench.store = bench.backend.open()
+    assert await bench.store.balance(bench.account.id) == Balance(1000, 400, 400, {"req": 400})
+    await bench.store.settle(hold, 350, bench.record(ticket, cost=350))
+    assert await bench.store.balance(bench.account.id) == Balance(650, 0, 350, {})
 
 
 # The ledger.
@@ -1239,7 +1571,80 @@ def test_never_more_run_at_once_than_may(bench: Bench) -> None:
         asyncio.run(bench.store.admit(bench.ticket(limits=limits), lease=60, paid=False))
 
 
+def test_many_extensions_at_once_never_hold_more_than_there_is(bench: Bench) -> None:
+    asyncio.run(bench.top_up(1000))
+    stores = [bench.store, bench.another(), bench.another()]
+    holds = [asyncio.run(bench.hold(bench.ticket(f"race-{number}"), 10)) for number in range(16)]
+
+    async def grow(store: Store, number: int) -> int:
+        """Four times, as one session does: one after another."""
+        hold, grown = holds[number], 0
+        try:
+            for _ in range(4):
+                bench.clock.advance(0.001)
+                hold = await store.extend(hold, 20, tenths=0, lease=60)
+                grown += 20
+        except InsufficientQuota:
+            pass
+        holds[number] = hold
+        assert hold.amount == 10 + grown
+        return grown
+
+    together = threading.Barrier(16)
+
+    def one(number: int) -> int:
+        together.wait(10)
+        return asyncio.run(grow(stores[number % 3], number))
+
+    with ThreadPoolExecutor(16) as pool:
+        grown = list(pool.map(one, range(16)))
+    assert sum(grown) == 840  # of 1,000, less 160 that were held before
+    balance = asyncio.run(bench.store.balance(bench.account.id))
+    assert balance == Balance(1000, 1000, 1000, {hold.id: hold.amount for hold in holds})
+    for number, hold in enumerate(holds):
+        asyncio.run(stores[number % 3].settle(hold, hold.amount, bench.record(hold.ticket, cost=hold.amount)))
+    assert asyncio.run(bench.store.balance(bench.account.id)) == Balance(0, 0, 1000, {})
+
+
+def test_of_an_extension_and_an_end_at_once_nothing_is_lost(bench: Bench) -> None:
+    asyncio.run(bench.top_up(1000))
+    holds = [asyncio.run(bench.hold(bench.ticket(), 10)) for _ in range(32)]
+
+    async def work(store: Store, number: int) -> None:
+        hold = holds[number // 2]
+        if number % 2:
+            await store.extend(hold, 5, tenths=0, lease=60)
+        elif number % 4:
+            await store.release(hold)
+        else:
+            await store.settle(hold, 10, bench.record(hold.ticket, cost=10))
+
+    answers = race([bench.store, bench.another()], 64, work)
+    assert {type(answer) for answer in answers} <= {type(None), HoldEnded}
+    assert [answer for answer in answers[::2] if answer is not None] == []
+    assert asyncio.run(bench.store.balance(bench.account.id)) == Balance(840, 0, 160, {})
+
+
 # What only one of them has.
+
+
+def test_a_token_whose_time_is_over_is_swept(tmp_path: Path) -> None:
+    # DynamoDB does so by itself.
+    clock = Clock()
+    bench = Bench.make(SqliteBackend(tmp_path / "voxgate.sqlite", clock), clock)
+
+    async def work() -> None:
+        key = Key(id="key_1", account_id=bench.account.id, created=1)
+        await bench.store.create_key(key, b"d" * 32)
+        for number in (1, 2):
+            await bench.store.create_token(bytes([number]) * 32, key, int(clock()) + 60 * number)
+        clock.advance(60)
+        await bench.store.sweep()
+        assert await bench.store.find_token(b"\1" * 32) is None
+        assert await bench.store.find_token(b"\2" * 32) is not None
+
+    asyncio.run(work())
+    bench.close()
 
 
 @pytest.mark.parametrize("claim", [None, CLAIM])

@@ -110,6 +110,19 @@ class Model:
             self.claims[claim.key] = Laid(claim, ticket.request_id, now + LEASE * SECOND)
         return None
 
+    def extend(self, ticket: Ticket, amount: int, now: int) -> None:
+        if (hold := self.holds.get(ticket.request_id)) is None:
+            raise HoldEnded
+        for bounds in ticket.bounds if amount else ():
+            if bounds.budget is not None and self.spent[bounds.id, hold.month] + amount > bounds.budget:
+                raise InsufficientQuota("")
+        if self.balance - self.held < amount:
+            raise InsufficientQuota("")
+        hold.amount += amount
+        hold.expires = now + LEASE * SECOND
+        for scope in hold.scopes:
+            self.spent[scope, hold.month] += amount
+
     def end(self, request_id: str, cost: int) -> None:
         hold = self.holds.pop(request_id)
         self.ended.add(request_id)
@@ -337,6 +350,9 @@ class Machine(RuleBasedStateMachine):
         self, ticket: Ticket, which: int, amount: int, claim: Claim | None, failure: Failure, retry: bool
     ) -> None:
         amount, claim = self.asked.setdefault(ticket.request_id, (amount, claim))
+        late = claim and ticket.request_id in self.model.holds
+        if late and claim and self.model.claims[claim.key].request_id != ticket.request_id:
+            return  # so late that another has its claim: one store tells it so, the other gives it its hold
         self.unheld.discard(ticket.request_id)
 
         def call() -> Awaitable[Hold | Replay]:
@@ -355,6 +371,26 @@ class Machine(RuleBasedStateMachine):
                 self.handles.append(got)
             if got is not Lost:
                 return
+
+    @precondition(lambda self: self.handles)
+    @rule(which=WHICH, data=st.data(), amount=AMOUNTS, failure=FAILURES)
+    def extend(self, which: int, data: st.DataObject, amount: int, failure: Failure) -> None:
+        hold = data.draw(st.sampled_from(self.handles))  # an old one, too, of which there is more by now
+        self.clock.advance(0.000001)  # no two of one request come at one moment
+        now = self.clock.microseconds
+        if hold.month != _month(now):
+            return
+        got = self.step(
+            lambda: self.stores[which].extend(hold, amount, tenths=0, lease=LEASE),
+            lambda model: model.extend(hold.ticket, amount, now),
+            which=which,
+            failure=failure,
+        )
+        if isinstance(got, Hold):
+            assert got.amount == self.model.holds[hold.id].amount
+            self.handles.append(got)
+        if hold.id in self.places:  # which it keeps, and perhaps for longer
+            self.maybe.append((hold.id, now + LEASE * SECOND))
 
     @precondition(lambda self: self.handles)
     @rule(
