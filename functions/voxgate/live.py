@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
@@ -142,7 +143,7 @@ class Session:
             code = _code(failure) if failure or listening.done() else RESTART
             listening.cancel()
             if not telling.done():  # what was paid for is told, whatever ended the session
-                unfinished = await self._finish(telling)
+                unfinished = await self._finish(socket, telling)
                 failure = failure or unfinished
             account = await self._settle(failure)
             if failure is None:
@@ -180,16 +181,29 @@ class Session:
                 logger.error("session %s failed", session, exc_info=error)
                 return VoxgateError(f"Something went wrong here; quote {session} when you report it.")
 
-    async def _finish(self, telling: asyncio.Task[None]) -> VoxgateError | None:
-        """Has the client told what is left."""
-        ending = asyncio.create_task(self._line.end())
+    async def _finish(self, socket: Socket, telling: asyncio.Task[None]) -> VoxgateError | None:
+        """Has the client told what is left. Raises `ClientGone`."""
+
+        async def rest() -> None:
+            await self._line.end()
+            await telling
+
+        async def ignore() -> None:
+            while True:
+                await socket.receive()
+
+        finishing, ignoring = asyncio.create_task(rest()), asyncio.create_task(ignore())
         try:
-            await asyncio.wait({ending, telling}, timeout=_FLUSH_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
-            if not telling.done() and not (ending.done() and ending.exception()):
+            done, _ = await asyncio.wait(
+                {finishing, ignoring}, timeout=_FLUSH_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
                 return ProviderUnavailable("The recognizer does not come to an end.")
-            return self._failure(telling) if telling.done() else self._failure(ending)
+            return self._failure(finishing if finishing in done else ignoring)
         finally:
-            ending.cancel()
+            finishing.cancel()
+            ignoring.cancel()
+            await asyncio.wait({finishing, ignoring})
 
     async def _listen(self, socket: Socket) -> None:
         """Until the client has said all."""
@@ -225,8 +239,10 @@ class Session:
         return await asyncio.to_thread(decode, *data) if self._decoding.blocks else decode(*data)
 
     async def _hear(self, pcm: bytes) -> None:
-        for at in range(0, len(pcm), _PIECE):
-            piece = pcm[at : at + _PIECE]
+        while pcm:
+            # Within one tenth of a second, since that is what is paid for.
+            size = _PIECE - self._given % _PIECE
+            piece, pcm = pcm[:size], pcm[size:]
             seconds = (self._given + len(piece)) / _SECOND
             if seconds > self._max_seconds:
                 raise self._too_long()
@@ -315,15 +331,12 @@ class _Line:
         self._engine: LiveEngine | None = None
         self._kept = bytearray()
         self._kept_from = 0  # bytes
+        self._cuts: list[int] = []  # bytes, where the client has ended an utterance that is not final
         self._offset = 0.0  # seconds, at which the recognizer's own time begins
         self._opening = asyncio.Lock()
         self._again: asyncio.Task[None] | None = None
         self._ended = False
-
-    @property
-    def final_until(self) -> float:
-        """In seconds."""
-        return self._kept_from / _SECOND
+        self.final_until = 0.0  # seconds
 
     async def open(self) -> tuple[Deployment, int]:
         """Who listens, and how many were asked. Raises `ProviderUnavailable`, `Overloaded`, `RateLimited`."""
@@ -342,14 +355,15 @@ class _Line:
     async def feed(self, pcm: bytes) -> None:
         self._kept += pcm
         self._drop(len(self._kept) - _KEPT)
-        await self._do(lambda engine: engine.feed(pcm), again=False)  # which is among what is heard again
+        await self._do(lambda engine: engine.feed(pcm))
 
     async def finalize(self) -> None:
-        await self._do(lambda engine: engine.finalize(), again=True)
+        self._cuts.append(self._kept_from + len(self._kept))
+        await self._do(lambda engine: engine.finalize())
 
     async def end(self) -> None:
         self._ended = True
-        await self._do(lambda engine: engine.end(), again=False)
+        await self._do(lambda engine: engine.end())
 
     async def heard(self) -> AsyncIterator[Heard]:
         """Until the end. Raises `ProviderError` where it was lost twice."""
@@ -359,6 +373,7 @@ class _Line:
                 async for heard in engine.heard():
                     segment = heard.segment.moved(offset)
                     if heard.final:
+                        self.final_until = segment.end
                         self._drop(int(segment.end * _SECOND) // 2 * 2 - self._kept_from)
                     yield Heard(segment, heard.final)
             except ProviderError as error:
@@ -366,7 +381,8 @@ class _Line:
             else:
                 return
 
-    async def _do(self, work: Callable[[LiveEngine], Awaitable[None]], *, again: bool) -> None:
+    async def _do(self, work: Callable[[LiveEngine], Awaitable[None]]) -> None:
+        """What is noted already, and so done again where the recognizer is lost with it."""
         if self._again is not None:
             await asyncio.shield(self._again)
         engine = self._engine
@@ -375,8 +391,6 @@ class _Line:
             await work(engine)
         except ProviderError as error:
             await self._reopen(engine, error)
-            if again:
-                await self._do(work, again=False)
 
     async def _reopen(self, lost: LiveEngine, error: ProviderError) -> None:
         async with self._opening:
@@ -386,16 +400,23 @@ class _Line:
                 raise error
             logger.warning("a recognizer was lost (%s); it is opened once more", error.message)
             await lost.aclose()
-            await self.open()
+            try:
+                await self.open()
+            except VoxgateError as refused:
+                raise error from refused
             self._offset = self._kept_from / _SECOND
-            self._again = asyncio.create_task(self._tell_again(bytes(self._kept)))
+            cuts = [cut - self._kept_from for cut in self._cuts if cut > self._kept_from]
+            self._again = asyncio.create_task(self._tell_again(bytes(self._kept), cuts))
 
-    async def _tell_again(self, kept: bytes) -> None:
+    async def _tell_again(self, kept: bytes, cuts: list[int]) -> None:
         engine = self._engine
         assert engine is not None, "it is open"
         with contextlib.suppress(ProviderError):  # whoever hears it knows
-            for at in range(0, len(kept), _PIECE):
-                await engine.feed(kept[at : at + _PIECE])
+            for start, end in itertools.pairwise([0, *cuts, len(kept)]):
+                for at in range(start, end, _PIECE):
+                    await engine.feed(kept[at : min(at + _PIECE, end)])
+                if end in cuts:
+                    await engine.finalize()
             if self._ended:
                 await engine.end()
 
@@ -403,3 +424,4 @@ class _Line:
         count = min(max(count, 0), len(self._kept))
         del self._kept[:count]
         self._kept_from += count
+        self._cuts = [cut for cut in self._cuts if cut > self._kept_from]

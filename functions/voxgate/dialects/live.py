@@ -76,6 +76,7 @@ def ready(session_id: str, form: LiveForm, provider: str, ignored: tuple[str, ..
         "model": form.model_id,
         "provider": provider,
         **form.model_dump(mode="json", include={"language", "encoding", "sample_rate", "channels", "interim_results"}),
+        **({"sample_rate": None, "channels": None} if form.encoding is Encoding.OPUS else {}),
         "ignored": list(ignored),
     }
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -17,6 +16,7 @@ from urllib.parse import parse_qsl
 from voxgate.accounts import keys
 from voxgate.dialects import live as dialect
 from voxgate.errors import ClientGone, NotFound, Unauthenticated, VoxgateError
+from voxgate.formats import json_body
 from voxgate.hosts.http import count, encoded, error_response, request_id
 from voxgate.live import INTERNAL_ERROR, Live, Socket
 from voxgate.metrics import Metrics
@@ -101,7 +101,8 @@ class _Connection:
         return bytes(message["bytes"]) if text is None else text
 
     async def send(self, body: dict[str, Any]) -> None:
-        await self._to({"type": "websocket.send", "text": json.dumps(body, ensure_ascii=False, allow_nan=False)})
+        text = json_body(body).content.decode()
+        await self._to({"type": "websocket.send", "text": text})
 
     async def close(self, code: int) -> None:
         with contextlib.suppress(ClientGone):

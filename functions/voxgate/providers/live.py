@@ -25,7 +25,8 @@ _MOST_MESSAGE = 1024 * 1024
 _MOST_WAITING = 16  # messages
 _PING_SECONDS = 20.0
 _DEAD_SECONDS = 60.0  # who has so much to do that it does not read is as good as gone
-_QUIET_SECONDS = 5.0  # without audio; Deepgram hangs up after ten
+_QUIET_SECONDS = 4.0  # without audio; Deepgram hangs up after ten
+_LOOK_SECONDS = 1.0
 _BYTES_PER_SECOND = 32_000
 
 
@@ -128,7 +129,7 @@ class LiveSocket:
 
     async def _stay(self) -> None:
         while not self._ending:
-            await asyncio.sleep(_QUIET_SECONDS)
+            await asyncio.sleep(_LOOK_SECONDS)
             if time.monotonic() - self._sent >= _QUIET_SECONDS:
                 try:
                     await self._command("keepalive")
