@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from voxgate.dialects import StreamingDialect
 from voxgate.errors import ClientGone
 from voxgate.formats import event
-from voxgate.model import Delta, Outcome
+from voxgate.model import Delta, Logprob, Outcome
 
 _AHEAD = 16  # events that wait for a slow reader before the recognizer does
 _HEARTBEAT = b": still listening\n\n"
@@ -64,6 +65,7 @@ class Narrator:
         self._told: list[bytes] = []
         self._text = ""
         self._kept = ""  # white space that may turn out to be at the text's end
+        self._logprobs: tuple[Logprob, ...] = ()  # of what has been heard and not told
         self.heard_until = 0.0  # seconds; infinite where text came without its time
 
     @property
@@ -86,9 +88,9 @@ class Narrator:
         elif shown:
             self.heard_until = math.inf
         segment = delta.segment if self._diarized else None
+        self._logprobs += delta.logprobs or ()
         if shown or segment is not None:
-            await self._tell(self._dialect.render_delta(Delta(shown, delta.end, segment), len(self._told)))
-            self._text += shown
+            await self._tell_delta(Delta(shown, delta.end, segment))
 
     async def done(self, outcome: Outcome) -> bytes:
         """Tells what has not been told, and the end; returns all of it as one body."""
@@ -105,8 +107,7 @@ class Narrator:
             rest = outcome.transcript.text[len(self._text) :]
             if rest:
                 self._kept = ""
-                await self._tell(self._dialect.render_delta(Delta(rest), len(self._told)))
-                self._text += rest
+                await self._tell_delta(Delta(rest))
         await self._tell(self._dialect.render_done(outcome, self._text, len(self._told)))
         return b"".join(self._told)
 
@@ -114,6 +115,11 @@ class Narrator:
         """What was told before the client hung up, for the same request sent again."""
         gone = ClientGone("The client hung up here: send the request again under a new Idempotency-Key.")
         return b"".join(self._told) + event(gone.envelope())
+
+    async def _tell_delta(self, delta: Delta) -> None:
+        logprobs, self._logprobs = self._logprobs, ()
+        await self._tell(self._dialect.render_delta(replace(delta, logprobs=logprobs or None), len(self._told)))
+        self._text += delta.text
 
     async def _tell(self, body: dict[str, object] | None) -> None:
         if body is not None:

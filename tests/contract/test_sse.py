@@ -528,6 +528,31 @@ def test_logprobs_come_at_the_end_where_they_are_asked_for(place: Place, host: H
     assert "logprobs" not in place.told("gpt", host)[-1]
 
 
+def logprobs(*tokens: str) -> list[dict[str, Any]]:
+    return [{"token": token, "logprob": -0.5, "bytes": list(token.encode())} for token in tokens]
+
+
+PROBABLE = [delta(text, logprobs=logprobs(text)) for text in ("Tell", " ", "me ", "it", " ")]
+
+
+@each_host
+@pytest.mark.parametrize("end", ["whole", "silent"])
+def test_logprobs_come_with_the_deltas_that_they_are_of(place: Place, iterate: SdkCall, host: Host, end: str) -> None:
+    whole = logprobs("Tell", " ", "me ", "it", " ")
+    script = sse(*PROBABLE, done("Tell me it", **({"logprobs": whole} if end == "whole" else {})))
+    place.upstreams["a"].will(script, script, model="gpt")
+    heard = iterate("gpt", host, include=["logprobs"])
+    assert (heard.error, text_of(heard.events)) == (None, "Tell me it")
+    # White space that is kept back until more comes keeps its own.
+    assert [event["logprobs"] for event in heard.events[:-1]] == [
+        logprobs("Tell"),
+        logprobs(" ", "me "),
+        logprobs("it"),
+    ]
+    assert heard.events[-1]["logprobs"] == whole
+    assert not any("logprobs" in event for event in place.told("gpt", host))
+
+
 @pytest.mark.parametrize("model", DIARIZING)
 def test_who_speaks_is_told_in_segments_where_that_is_asked_for(place: Place, model: str) -> None:
     *before, end = place.told(model, response_format="diarized_json")

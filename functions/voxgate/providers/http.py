@@ -24,7 +24,7 @@ import httpx
 
 from voxgate import __version__
 from voxgate.errors import FailureClass, ProviderError
-from voxgate.model import Capabilities, Delta, Exchange, Segment, Transcript, Word
+from voxgate.model import Capabilities, Delta, Exchange, Logprob, Segment, Transcript, Word
 from voxgate.providers import Call, Secrets
 
 _MOST_ANSWER = 8 * 1024 * 1024  # bytes, and for each second of the audio:
@@ -190,12 +190,15 @@ class HttpProvider:
     ) -> Transcript:
         """The transcript at the end of its events, whose pieces go on as they come."""
         segments: list[Segment] = []
+        logprobs: list[Logprob] = []
         try:
             async for body in events(response, call):
                 told = self._adapter.parse_event(body, call)
                 if isinstance(told, Transcript):
-                    return replace(told, segments=told.segments or tuple(segments) or None)
+                    told = replace(told, segments=told.segments or tuple(segments) or None)
+                    return replace(told, logprobs=told.logprobs or tuple(logprobs) or None)
                 if told is not None:
+                    logprobs += told.logprobs or ()
                     if told.segment is not None:
                         segment = _placed(told.segment, call.duration)
                         segments.append(segment)
