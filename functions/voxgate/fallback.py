@@ -97,7 +97,7 @@ class Fallback:
         prepared: Prepared,
         deployments: tuple[Deployment, ...],
         *,
-        attempted: Callable[[int], None],
+        attempted: Callable[[int, Deployment], None],
         told: Callable[[], bool] = lambda: False,
     ) -> Served:
         """Each deployment has its share of what is left of the time. Raises `InvalidInput` where a provider
@@ -108,7 +108,6 @@ class Fallback:
         failures: list[_Failure] = []
         left, put_off = deque(deployments), set[Deployment]()
         attempts = 0
-        attempted(attempts)
         while left:
             deployment = left.popleft()
             # What is at its limit is not asked at all: it said when to come back.
@@ -127,7 +126,7 @@ class Fallback:
                 if retry:  # else nothing may come between the look at the breaker and the attempt
                     await asyncio.sleep(pause)
                 attempts += 1
-                attempted(attempts)
+                attempted(attempts, deployment)
                 outcome = await self._attempt(prepared, deployment, until, attempts)
                 if isinstance(outcome, Served):
                     return outcome

@@ -23,12 +23,14 @@ HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": 
 
 class Events:
     """What is on its way to one client, whose host sends it `live` or not at all. `wanted` once the client
-    turned out to want it, `begun` once there is something. `close` ends it; until then `parts` waits."""
+    turned out to want it, `begun` once there is something, which `headers` go before. `close` ends it; until
+    then `parts` waits."""
 
     def __init__(self, *, live: bool) -> None:
         self._queue: asyncio.Queue[bytes | None] = asyncio.Queue(_AHEAD)
         self.live = live
         self.wanted = False
+        self.headers: dict[str, str] = {}
         self.begun = asyncio.Event()
 
     async def put(self, part: bytes) -> None:

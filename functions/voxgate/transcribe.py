@@ -195,6 +195,7 @@ class Transcriber:
                     hit=hit,
                     exchange=exchange,
                 )
+                incoming.events.headers = _served_by(outcome.provider, outcome.attempts)
                 reply = await self._answer(dialect, tab, outcome, served.deployment, narrator)
         # What nobody paid for is not kept, nor that nothing was heard.
         if self._cache is not None and keep and entry and hit is None and served.transcript.text:
@@ -236,13 +237,20 @@ class Transcriber:
         deployments: tuple[Deployment, ...],
         narrator: Narrator | None,
     ) -> Served:
-        def attempted(number: int) -> None:
-            tab.note(attempts=number)
-            incoming.told["x-voxgate-attempts"] = str(number)  # on a failure's answer, too
+        attempts = 0
 
-        return await self._fallback.serve(
-            prepared, deployments, attempted=attempted, told=lambda: narrator is not None and narrator.begun
-        )
+        def attempted(number: int, deployment: Deployment) -> None:
+            nonlocal attempts
+            attempts = number
+            tab.note(attempts=number)
+            incoming.events.headers = _served_by(deployment.provider.name, number)
+
+        try:
+            return await self._fallback.serve(
+                prepared, deployments, attempted=attempted, told=lambda: narrator is not None and narrator.begun
+            )
+        finally:
+            incoming.told["x-voxgate-attempts"] = str(attempts)  # on a failure's answer, too
 
     async def _answer(
         self, dialect: Dialect, tab: Tab, outcome: Outcome, deployment: Deployment, narrator: Narrator | None
@@ -255,7 +263,7 @@ class Transcriber:
             long = len(outcome.transcript.text) > _LONG_TEXT
             body = await asyncio.to_thread(dialect.render, outcome) if long else dialect.render(outcome)
             headers, content = {"content-type": body.content_type}, body.content
-        headers = headers | {"x-voxgate-provider": outcome.provider, "x-voxgate-attempts": str(outcome.attempts)}
+        headers = headers | _served_by(outcome.provider, outcome.attempts)
         tab.note(
             provider=outcome.provider,
             deployment=outcome.upstream_model,
@@ -375,6 +383,10 @@ class _Measured:
     container: Container
     duration: float
     digest: bytes
+
+
+def _served_by(provider: str, attempts: int) -> dict[str, str]:
+    return {"x-voxgate-provider": provider, "x-voxgate-attempts": str(attempts)}
 
 
 def _header(names: tuple[str, ...]) -> str:

@@ -397,7 +397,7 @@ def in_process(
                 async with prepared:
                     begun = time.monotonic()
                     try:
-                        served = await fallback.serve(prepared, (offer,), attempted=lambda number: None)
+                        served = await fallback.serve(prepared, (offer,), attempted=lambda *_: None)
                         text = served.transcript.text
                     except ProviderUnavailable as error:
                         text = error.message

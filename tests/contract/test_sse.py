@@ -599,6 +599,23 @@ def test_what_cannot_be_streamed_is_refused_by_the_name_of_the_field(
     assert place.office.money(customer.account) == (CREDIT, 0)
 
 
+HEADED = pair()
+
+
+@each_host
+def test_a_stream_says_who_serves_it_and_at_which_attempt(place: Place, host: Host) -> None:
+    def served(model: str, **more: Any) -> tuple[str, str]:
+        with place.stream(model, host, **more) as wire:
+            text_of(list(wire.events()))
+            return wire.headers["x-voxgate-provider"], wire.headers["x-voxgate-attempts"]
+
+    assert [served(model) for model in SOURCES] == [(MODELS[model][0].partition(" ")[0], "1") for model in SOURCES]
+    place.upstreams["a"].will(Script(status=401), model=HEADED)
+    assert served(HEADED) == ("b", "2")
+    customer = place.office.open(credit=CREDIT)
+    assert [served("ours", customer=customer, headers=CACHED)[1] for _ in range(2)] == ["1", "0"]
+
+
 @each_host
 def test_what_is_ignored_is_said_of_a_stream_too(place: Place, host: Host) -> None:
     with place.stream("gpt", host, beam_size="5") as wire:
@@ -1393,6 +1410,20 @@ def test_after_a_comment_another_provider_may_still_serve_and_a_failure_is_an_ev
     assert failed.events == []
     assert failed.error is not None
     assert (failed.error["name"], failed.error["code"]) == ("APIError", "provider_unavailable")
+
+
+QUIETER = pair(GPT, "inference")
+
+
+def test_a_stream_that_begins_with_a_comment_does_not_guess_who_will_serve_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_host, "_HEARTBEAT_SECONDS", 0.1)
+    place.upstreams["a"].will(Script(status=401, delay=0.35), model=QUIETER)
+    with place.stream(QUIETER) as wire:
+        assert {"x-voxgate-provider", "x-voxgate-attempts"}.isdisjoint(wire.headers)
+        assert text_of(list(wire.events())) == TEXT
+        assert wire.parser.comments
 
 
 def test_who_asked_for_no_stream_gets_no_comment(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
