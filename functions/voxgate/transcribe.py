@@ -219,6 +219,7 @@ class Transcriber:
                     seconds=serving.billable(until) / 10,
                 )
                 await tab.settle(serving.cost(until), Reply(HEADERS, narrator.cut()))
+                self._count(serving, until, hit=False)
             raise
 
     async def _hit(self, account_id: str, entry: str | None, deployments: tuple[Deployment, ...]) -> Served | None:
@@ -273,11 +274,16 @@ class Transcriber:
         cost = deployment.cost(duration, hit=outcome.hit is not None)
         with self.metrics.stage("settle"):
             reply = await tab.settle(cost, Reply(headers, content))
-        self.metrics.add("AudioSeconds", deployment.billable(duration) / 10, provider=outcome.provider)
-        self.metrics.add("RevenueMicrodollars", cost, provider=outcome.provider)
-        if outcome.hit is None and deployment.upstream_price is not None:
-            self.metrics.add("CostMicrodollars", deployment.upstream_cost(duration), provider=outcome.provider)
+        self._count(deployment, duration, hit=outcome.hit is not None)
         return reply
+
+    def _count(self, deployment: Deployment, duration: float, *, hit: bool) -> None:
+        """What was charged for so many seconds."""
+        provider = deployment.provider.name
+        self.metrics.add("AudioSeconds", deployment.billable(duration) / 10, provider=provider)
+        self.metrics.add("RevenueMicrodollars", deployment.cost(duration, hit=hit), provider=provider)
+        if not hit and deployment.upstream_price is not None:
+            self.metrics.add("CostMicrodollars", deployment.upstream_cost(duration), provider=provider)
 
     async def _receive(self, dialect: Dialect, incoming: Incoming, upload: Upload) -> Form:
         self._uploads += 1
