@@ -1355,6 +1355,18 @@ def test_a_slow_reader_does_not_make_its_provider_look_slow_or_broken(
     assert speed is None or speed * DURATION < 0.6
 
 
+def test_a_slow_reader_does_not_use_up_its_providers_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place.gateway.transcriber._fallback, "_provider_timeout", 0.5)
+    upstream = place.upstreams["inference"]
+    many = [delta("x" * 10_000, end=n / 200) for n in range(150)]
+    upstream.will(sse(*many, done("x" * 1_500_000)), model=SLOW)
+    with place.stream(SLOW, receive=4096) as wire:
+        stream = wire.events()
+        first = next(stream)
+        time.sleep(1.0)
+        assert text_of([first, *stream]) == "x" * 1_500_000
+
+
 def test_in_silence_a_comment_says_that_it_goes_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_host, "_HEARTBEAT_SECONDS", 0.2)
     upstream = place.upstreams["inference"]
