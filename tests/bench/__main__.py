@@ -9,7 +9,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import busy, durations, fallback, gateways, gateways_docs, imports, memory, metering, multipart, recognition
+from . import (
+    busy,
+    durations,
+    fallback,
+    gateways,
+    gateways_docs,
+    imports,
+    memory,
+    metering,
+    multipart,
+    recognition,
+    slow_uploads,
+    streaming,
+)
 from .report import Report, machine
 
 BENCHES: dict[str, Callable[[], Report]] = {
@@ -22,6 +35,8 @@ BENCHES: dict[str, Callable[[], Report]] = {
     "recognition": recognition.run,
     "fallback": fallback.run,
     "gateways": gateways.run,
+    "streaming": streaming.run,
+    "slow-uploads": slow_uploads.run,
 }
 
 
