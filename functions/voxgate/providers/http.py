@@ -34,7 +34,7 @@ _LONGEST_MESSAGE = 300  # characters
 _SHORTEST_KEY = 4  # a shorter one is no secret, and part of many words
 _MOST_WAIT = 24 * 3600
 _MOST_SHOWN = 64 * 1024
-_PIECE = 1024 * 1024
+_PIECE = 256 * 1024
 # What an answer raises that has not the shape that it must have.
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
