@@ -7,8 +7,8 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from voxgate.catalog import Deployment
@@ -23,17 +23,19 @@ from voxgate.errors import (
     VoxgateError,
 )
 from voxgate.metrics import Metrics
-from voxgate.model import Transcript
+from voxgate.model import Delta, Transcript
 from voxgate.providers import Ask, LiveEngine, Provider
 from voxgate.providers.prepare import Prepared
 from voxgate.routing.health import Attempt, Health
 
 logger = logging.getLogger(__name__)
 
+Heard = Callable[[Delta], Awaitable[None]]
 _PAUSE = (0.05, 0.25)  # seconds before the one retry, at random between these
 _LEARN_SECONDS = 30.0
 _LEARN_TIMEOUT = 1.0
 _FAIR_SECONDS = 10.0  # who says nothing for so long is failing, however long it may take
+_FAIR_SHARE = 0.9  # who had less of its time, because of a slow reader, is not to blame for using it up
 _LIMITED = 5.0  # seconds to leave a deployment alone that is at its limit and does not say for how long
 
 
@@ -69,6 +71,30 @@ class Outages(Protocol):
     async def report_outage(self, deployment: str, until: float) -> None: ...
 
 
+class _Reader:
+    """Who reads what one attempt hears. The time that this takes puts the attempt's end off, as far as to `latest`;
+    what is beyond that it `took` from the provider. All in seconds."""
+
+    def __init__(self, latest: float) -> None:
+        self._latest = latest
+        self.waited = self.took = 0.0
+
+    def of(self, heard: Heard, timeout: asyncio.Timeout) -> Heard:
+        clock, end = asyncio.get_running_loop().time, timeout.when() or 0.0
+
+        async def told(delta: Delta) -> None:
+            begun = clock()
+            timeout.reschedule(self._latest)
+            try:
+                await heard(delta)
+            finally:
+                self.waited += clock() - begun
+                self.took = max(end + self.waited - self._latest, 0.0)
+            timeout.reschedule(min(end + self.waited, self._latest))
+
+        return told
+
+
 class Fallback:
     """`provider_timeout` bounds one attempt and `request_timeout` all of them, in seconds."""
 
@@ -97,7 +123,7 @@ class Fallback:
         prepared: Prepared,
         deployments: tuple[Deployment, ...],
         *,
-        attempted: Callable[[int], None],
+        attempted: Callable[[int, Deployment], None],
         told: Callable[[], bool] = lambda: False,
     ) -> Served:
         """Each deployment has its share of what is left of the time. Raises `InvalidInput` where a provider
@@ -108,7 +134,6 @@ class Fallback:
         failures: list[_Failure] = []
         left, put_off = deque(deployments), set[Deployment]()
         attempts = 0
-        attempted(attempts)
         while left:
             deployment = left.popleft()
             # What is at its limit is not asked at all: it said when to come back.
@@ -127,8 +152,8 @@ class Fallback:
                 if retry:  # else nothing may come between the look at the breaker and the attempt
                     await asyncio.sleep(pause)
                 attempts += 1
-                attempted(attempts)
-                outcome = await self._attempt(prepared, deployment, until, attempts)
+                attempted(attempts, deployment)
+                outcome = await self._attempt(prepared, deployment, until, deadline, attempts)
                 if isinstance(outcome, Served):
                     return outcome
                 failures.append(outcome)
@@ -173,21 +198,24 @@ class Fallback:
         raise _unavailable(failures)
 
     async def _attempt(
-        self, prepared: Prepared, deployment: Deployment, until: float, number: int
+        self, prepared: Prepared, deployment: Deployment, until: float, deadline: float, number: int
     ) -> Served | _Failure:
         clock = asyncio.get_running_loop().time
         attempt = self._health.begin(deployment.id)
         asked = judged = False
+        reader = _Reader(deadline)
         try:
             async with asyncio.timeout_at(until):
                 call = await prepared.call(deployment)
-            asked, begun, waited = True, clock(), prepared.waited
+            asked, begun = True, clock()
             limit = min(self._provider_timeout, until - begun)
-            async with asyncio.timeout(limit):
-                transcript = await self._providers[deployment.provider.name].transcribe(call)
+            async with asyncio.timeout(limit) as timeout:
+                reading = replace(call, heard=reader.of(call.heard, timeout) if call.heard else None)
+                transcript = await self._providers[deployment.provider.name].transcribe(reading)
         except TimeoutError:
             # That it had no time says nothing of it.
             judged = asked and limit >= min(self._provider_timeout, _FAIR_SECONDS)
+            judged = judged and limit - reader.took > _FAIR_SHARE * limit
             error = ProviderError(FailureClass.TRANSIENT, "timed out")
             return await self._failed(deployment, attempt if judged else None, error)
         except Overloaded as error:
@@ -199,7 +227,7 @@ class Fallback:
             judged = asked and error.failure is not FailureClass.UNSUPPORTED
             return await self._failed(deployment, attempt if judged else None, error)
         else:
-            judged, latency = True, clock() - begun - (prepared.waited - waited)
+            judged, latency = True, clock() - begun - reader.waited
             if self._health.succeeded(deployment.id, attempt, latency=latency, duration=call.duration):
                 logger.info("%s serves again", deployment.id)
                 await self._report(deployment)

@@ -29,7 +29,6 @@ from voxgate.errors import (
 )
 from voxgate.fallback import Fallback
 from voxgate.metering import Gate, Reply, Tab
-from voxgate.metrics import Metrics
 from voxgate.model import Heard
 from voxgate.multipart import Field
 from voxgate.providers import LiveEngine
@@ -99,7 +98,7 @@ class Live:
                     line=line,
                     decoding=decoding,
                     max_seconds=self._max_seconds,
-                    metrics=self._transcriber.metrics,
+                    count=self._transcriber.count,
                 )
             finally:
                 if decoding.blocks:
@@ -117,7 +116,7 @@ class Session:
         line: _Line,
         decoding: Decoder,
         max_seconds: float,
-        metrics: Metrics,
+        count: Callable[[Deployment, float], None],
     ) -> None:
         self._ready = ready
         self._tab = tab
@@ -125,7 +124,7 @@ class Session:
         self._line = line
         self._decoding = decoding
         self._max_seconds = max_seconds
-        self._metrics = metrics
+        self._count = count
         self._clock = asyncio.get_running_loop().time
         self._begun = self._clock()
         self._finals: list[str] = []
@@ -270,10 +269,8 @@ class Session:
         self._tab.note(status=failure.status if failure else 200, seconds=billed)
         self._account = {}
         reply = await self._tab.settle(cost, Reply({}, b""))
-        self._metrics.add("AudioSeconds", billed, provider=deployment.provider.name)
-        self._metrics.add("RevenueMicrodollars", cost, provider=deployment.provider.name)
-        if deployment.upstream_price is not None:
-            self._metrics.add("CostMicrodollars", deployment.upstream_cost(given), provider=deployment.provider.name)
+        if owed:
+            self._count(deployment, owed)
         self._account = dialect.account(given, billed, reply.headers)
         return self._account
 

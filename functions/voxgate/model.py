@@ -120,11 +120,12 @@ class Transcript:
 @dataclass(frozen=True, slots=True)
 class Delta:
     """A piece of a transcript that is still being made: its text as it follows on the pieces before, up
-    to `end` seconds, and the segment that it is, where it is a whole one."""
+    to `end` seconds, the segment that it is, where it is a whole one, and its own tokens' log-probabilities."""
 
     text: str
     end: float | None = None
     segment: Segment | None = None
+    logprobs: tuple[Logprob, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

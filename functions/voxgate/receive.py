@@ -15,11 +15,11 @@ from typing import IO, BinaryIO, cast
 from voxgate.errors import InvalidInput, TooLarge
 from voxgate.multipart import Field, FileEnd, FileStart, FormParser, Limits
 
-_IN_MEMORY = 1024 * 1024
+_IN_MEMORY = 256 * 1024
 
 
 class Upload:
-    """Received audio, held in memory up to 1 MiB and in an unnamed-to-others file above that.
+    """Received audio, held in memory up to 256 KiB and in an unnamed-to-others file above that.
 
     A context manager: leaving it removes the file, whatever happened inside.
     """

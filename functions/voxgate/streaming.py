@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from voxgate.dialects import StreamingDialect
 from voxgate.errors import ClientGone
 from voxgate.formats import event
-from voxgate.model import Delta, Outcome
+from voxgate.model import Delta, Logprob, Outcome
 
 _AHEAD = 16  # events that wait for a slow reader before the recognizer does
 _HEARTBEAT = b": still listening\n\n"
@@ -22,12 +23,14 @@ HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": 
 
 class Events:
     """What is on its way to one client, whose host sends it `live` or not at all. `wanted` once the client
-    turned out to want it, `begun` once there is something. `close` ends it; until then `parts` waits."""
+    turned out to want it, `begun` once there is something, which `headers` go before. `close` ends it; until
+    then `parts` waits."""
 
     def __init__(self, *, live: bool) -> None:
         self._queue: asyncio.Queue[bytes | None] = asyncio.Queue(_AHEAD)
         self.live = live
         self.wanted = False
+        self.headers: dict[str, str] = {}
         self.begun = asyncio.Event()
 
     async def put(self, part: bytes) -> None:
@@ -64,6 +67,7 @@ class Narrator:
         self._told: list[bytes] = []
         self._text = ""
         self._kept = ""  # white space that may turn out to be at the text's end
+        self._logprobs: tuple[Logprob, ...] = ()  # of what has been heard and not told
         self.heard_until = 0.0  # seconds; infinite where text came without its time
 
     @property
@@ -86,9 +90,9 @@ class Narrator:
         elif shown:
             self.heard_until = math.inf
         segment = delta.segment if self._diarized else None
+        self._logprobs += delta.logprobs or ()
         if shown or segment is not None:
-            await self._tell(self._dialect.render_delta(Delta(shown, delta.end, segment), len(self._told)))
-            self._text += shown
+            await self._tell_delta(Delta(shown, delta.end, segment))
 
     async def done(self, outcome: Outcome) -> bytes:
         """Tells what has not been told, and the end; returns all of it as one body."""
@@ -105,8 +109,7 @@ class Narrator:
             rest = outcome.transcript.text[len(self._text) :]
             if rest:
                 self._kept = ""
-                await self._tell(self._dialect.render_delta(Delta(rest), len(self._told)))
-                self._text += rest
+                await self._tell_delta(Delta(rest))
         await self._tell(self._dialect.render_done(outcome, self._text, len(self._told)))
         return b"".join(self._told)
 
@@ -114,6 +117,11 @@ class Narrator:
         """What was told before the client hung up, for the same request sent again."""
         gone = ClientGone("The client hung up here: send the request again under a new Idempotency-Key.")
         return b"".join(self._told) + event(gone.envelope())
+
+    async def _tell_delta(self, delta: Delta) -> None:
+        logprobs, self._logprobs = self._logprobs, ()
+        await self._tell(self._dialect.render_delta(replace(delta, logprobs=logprobs or None), len(self._told)))
+        self._text += delta.text
 
     async def _tell(self, body: dict[str, object] | None) -> None:
         if body is not None:

@@ -195,6 +195,7 @@ class Transcriber:
                     hit=hit,
                     exchange=exchange,
                 )
+                incoming.events.headers = _served_by(outcome.provider, outcome.attempts)
                 reply = await self._answer(dialect, tab, outcome, served.deployment, narrator)
         # What nobody paid for is not kept, nor that nothing was heard.
         if self._cache is not None and keep and entry and hit is None and served.transcript.text:
@@ -218,6 +219,7 @@ class Transcriber:
                     seconds=serving.billable(until) / 10,
                 )
                 await tab.settle(serving.cost(until), Reply(HEADERS, narrator.cut()))
+                self.count(serving, until, hit=False)
             raise
 
     async def _hit(self, account_id: str, entry: str | None, deployments: tuple[Deployment, ...]) -> Served | None:
@@ -236,13 +238,20 @@ class Transcriber:
         deployments: tuple[Deployment, ...],
         narrator: Narrator | None,
     ) -> Served:
-        def attempted(number: int) -> None:
-            tab.note(attempts=number)
-            incoming.told["x-voxgate-attempts"] = str(number)  # on a failure's answer, too
+        attempts = 0
 
-        return await self.fallback.serve(
-            prepared, deployments, attempted=attempted, told=lambda: narrator is not None and narrator.begun
-        )
+        def attempted(number: int, deployment: Deployment) -> None:
+            nonlocal attempts
+            attempts = number
+            tab.note(attempts=number)
+            incoming.events.headers = _served_by(deployment.provider.name, number)
+
+        try:
+            return await self.fallback.serve(
+                prepared, deployments, attempted=attempted, told=lambda: narrator is not None and narrator.begun
+            )
+        finally:
+            incoming.told["x-voxgate-attempts"] = str(attempts)  # on a failure's answer, too
 
     async def _answer(
         self, dialect: Dialect, tab: Tab, outcome: Outcome, deployment: Deployment, narrator: Narrator | None
@@ -255,7 +264,7 @@ class Transcriber:
             long = len(outcome.transcript.text) > _LONG_TEXT
             body = await asyncio.to_thread(dialect.render, outcome) if long else dialect.render(outcome)
             headers, content = {"content-type": body.content_type}, body.content
-        headers = headers | {"x-voxgate-provider": outcome.provider, "x-voxgate-attempts": str(outcome.attempts)}
+        headers = headers | _served_by(outcome.provider, outcome.attempts)
         tab.note(
             provider=outcome.provider,
             deployment=outcome.upstream_model,
@@ -265,11 +274,16 @@ class Transcriber:
         cost = deployment.cost(duration, hit=outcome.hit is not None)
         with self.metrics.stage("settle"):
             reply = await tab.settle(cost, Reply(headers, content))
-        self.metrics.add("AudioSeconds", deployment.billable(duration) / 10, provider=outcome.provider)
-        self.metrics.add("RevenueMicrodollars", cost, provider=outcome.provider)
-        if outcome.hit is None and deployment.upstream_price is not None:
-            self.metrics.add("CostMicrodollars", deployment.upstream_cost(duration), provider=outcome.provider)
+        self.count(deployment, duration, hit=outcome.hit is not None)
         return reply
+
+    def count(self, deployment: Deployment, duration: float, *, hit: bool = False) -> None:
+        """What was charged for so many seconds."""
+        provider = deployment.provider.name
+        self.metrics.add("AudioSeconds", deployment.billable(duration) / 10, provider=provider)
+        self.metrics.add("RevenueMicrodollars", deployment.cost(duration, hit=hit), provider=provider)
+        if not hit and deployment.upstream_price is not None:
+            self.metrics.add("CostMicrodollars", deployment.upstream_cost(duration), provider=provider)
 
     async def _receive(self, dialect: Dialect, incoming: Incoming, upload: Upload) -> Form:
         self._uploads += 1
@@ -375,6 +389,10 @@ class _Measured:
     container: Container
     duration: float
     digest: bytes
+
+
+def _served_by(provider: str, attempts: int) -> dict[str, str]:
+    return {"x-voxgate-provider": provider, "x-voxgate-attempts": str(attempts)}
 
 
 def _header(names: tuple[str, ...]) -> str:

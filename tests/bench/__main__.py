@@ -21,6 +21,8 @@ from . import (
     metering,
     multipart,
     recognition,
+    slow_uploads,
+    streaming,
 )
 from .report import Report, machine
 
@@ -35,6 +37,8 @@ BENCHES: dict[str, Callable[[], Report]] = {
     "fallback": fallback.run,
     "live": live.run,
     "gateways": gateways.run,
+    "streaming": streaming.run,
+    "slow-uploads": slow_uploads.run,
 }
 
 

@@ -30,7 +30,7 @@ def run() -> Report:
         f"busy: GET /health beside {CLIENTS} transcriptions of {SECONDS:g} s of speech, ms",
         ("state", "requests", "median", "p95", "p99", "max"),
     )
-    speech = _speech()
+    recording = speech(SECONDS)
     with tempfile.TemporaryDirectory() as directory:
         process, server = start_server(Path(directory))
         try:
@@ -41,7 +41,7 @@ def run() -> Report:
             over = threading.Event()
             with ThreadPoolExecutor(CLIENTS) as clients:
                 begun = time.perf_counter()
-                work = [clients.submit(_transcribe, server, speech) for _ in range(CLIENTS)]
+                work = [clients.submit(_transcribe, server, recording) for _ in range(CLIENTS)]
                 left = threading.Semaphore(CLIENTS - 1)
 
                 def finished(_: Future[None]) -> None:
@@ -65,8 +65,8 @@ def run() -> Report:
     return report
 
 
-def _transcribe(server: Server, speech: bytes) -> None:
-    response = server.transcribe(("speech.wav", speech))
+def _transcribe(server: Server, recording: bytes) -> None:
+    response = server.transcribe(("speech.wav", recording))
     response.raise_for_status()
 
 
@@ -88,13 +88,14 @@ def _figures(latencies: list[float]) -> tuple[Cell, ...]:
     return len(latencies), statistics.median(latencies), parts[94], parts[98], max(latencies)
 
 
-def _speech() -> bytes:
+def speech(seconds: float) -> bytes:
+    """A WAV file of three sentences, as often as they fit."""
     once = b"".join(decode(str(DATA / "long-slt.flac"), "flac", max_seconds=60))
-    samples = once * (int(SECONDS * RATE * 2) // len(once) + 1)
+    samples = once * (int(seconds * RATE * 2) // len(once) + 1)
     file = io.BytesIO()
     with wave.open(file, "wb") as writer:
         writer.setnchannels(1)
         writer.setsampwidth(2)
         writer.setframerate(RATE)
-        writer.writeframes(samples[: int(SECONDS * RATE) * 2])
+        writer.writeframes(samples[: int(seconds * RATE) * 2])
     return file.getvalue()

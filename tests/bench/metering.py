@@ -111,7 +111,7 @@ async def _account(store: Store, limits: RateLimits = LIMITS) -> str:
 
 def _compare(pairs: dict[str, list[tuple[float, float]]], bare: str, metered: str, key: str) -> None:
     """The hosts strictly take turns: one that is asked twice in a row has a warm cache the second time."""
-    with _Client(bare, key) as free, _Client(metered, key) as billed:
+    with Client(bare, key) as free, Client(metered, key) as billed:
         ways: dict[str, Callable[[], float]] = {
             "metered": billed.ask,
             "metered, with an Idempotency-Key": lambda: billed.ask(idempotent=True),
@@ -134,7 +134,7 @@ def _added(report: Report, pairs: dict[str, list[tuple[float, float]]]) -> None:
         report.goals.append(Goal(what, median, median <= MOST_ADDED))
 
 
-class _Client:
+class Client:
     """One connection that stays open; `ask` sends the recording and returns the milliseconds."""
 
     def __init__(self, url: str, key: str) -> None:
@@ -149,7 +149,7 @@ class _Client:
             "content-type": f"multipart/form-data; boundary={boundary}",
         }
 
-    def __enter__(self) -> _Client:
+    def __enter__(self) -> Client:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -173,7 +173,7 @@ def _flooded(report: Report, url: str, key: str) -> None:
     kinds = ["", "mistyped", "wrong"]
     medians: dict[str, list[float]] = {kind: [] for kind in kinds}
     refused: dict[str, list[float]] = {kind: [] for kind in kinds}
-    with _Client(url, key) as customer:
+    with Client(url, key) as customer:
         for number in range(SEGMENTS):
             for kind in turned(kinds, number):
                 median, rate = _segment(customer, url, kind)
@@ -193,7 +193,7 @@ def _flooded(report: Report, url: str, key: str) -> None:
     report.goals.append(Goal(what, slower["wrong"], slower["wrong"] <= MOST_SLOWER and rate >= 0.95 * FLOOD))
 
 
-def _segment(customer: _Client, url: str, kind: str) -> tuple[float, float]:
+def _segment(customer: Client, url: str, kind: str) -> tuple[float, float]:
     """The customer's median while it lasts, and the refusals a second."""
     if not kind:
         return _median_for(customer, SEGMENT), 0.0
@@ -208,7 +208,7 @@ def _segment(customer: _Client, url: str, kind: str) -> tuple[float, float]:
     return median, rate
 
 
-def _median_for(customer: _Client, seconds: float) -> float:
+def _median_for(customer: Client, seconds: float) -> float:
     times = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
@@ -369,12 +369,12 @@ async def _request(meter: Meter, key: str, idempotent: bool) -> None:
 
 
 @contextlib.contextmanager
-def peer(name: str, **environment: str) -> Iterator[str]:
+def peer(name: str, *arguments: str, **environment: str) -> Iterator[str]:
     """One of `peers`, by its address."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("VOXGATE_")}
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.bench.peers", name],
+            [sys.executable, "-m", "tests.bench.peers", name, *arguments],
             cwd=ROOT,
             env=clean | environment,
             stdout=subprocess.PIPE,

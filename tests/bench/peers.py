@@ -1,24 +1,31 @@
 """The processes around the gateways that are measured: `python -m tests.bench.peers NAME`.
 
-`upstream` is a recognizer that answers as soon as it has all of a request, `bare` the gateway's host
-without the meter; both print their address. `flood RATE SECONDS KIND` asks with API keys that do not exist, and
-prints how many refusals a second it got.
+`upstream` is a recognizer that answers as soon as it has all of a request, `streaming EVENTS` one that tells its
+answer in so many, all at once, and `bare` the gateway's host without the meter; they print their address.
+`flood RATE SECONDS KIND` asks with API keys that do not exist, and prints how many refusals a second it got.
+`steady URL KEY UPLOADS SIZE RATE` uploads so many files of so many bytes at once, each at so many bytes a second, and
+`tiny URL KEY SIZE` one byte by byte.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import http.client
 import json
+import socket
 import sys
 import time
 from collections.abc import Generator
 
 from voxgate.accounts import keys
 
+from .uploads import BOUNDARY, PATH, form
+
 CONNECTIONS = 4
 BUFFER = 256 * 1024
 LINE = 1024
+TURNS = 100  # a second, in each of which all who are slow send their share
 TRANSCRIPT = json.dumps(
     {
         "task": "transcribe",
@@ -37,16 +44,24 @@ ANSWER = (
 def main() -> None:
     name, *arguments = sys.argv[1:]
     if name == "upstream":
-        asyncio.run(_upstream())
+        asyncio.run(_upstream(ANSWER))
+    elif name == "streaming":
+        asyncio.run(_upstream(_stream(int(arguments[0]))))
     elif name == "bare":
         _bare()
+    elif name == "steady":
+        url, key, *numbers = arguments
+        _steady(url, key, *map(int, numbers))
+    elif name == "tiny":
+        url, key, size = arguments
+        _tiny(url, key, int(size))
     else:
         url, rate, seconds, kind = arguments
         asyncio.run(_flood(url, float(rate), float(seconds), kind))
 
 
-async def _upstream() -> None:
-    server = await asyncio.get_running_loop().create_server(_Upstream, "127.0.0.1", 0)
+async def _upstream(answer: bytes) -> None:
+    server = await asyncio.get_running_loop().create_server(lambda: _Upstream(answer), "127.0.0.1", 0)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await server.serve_forever()
 
@@ -56,7 +71,8 @@ class _Upstream(asyncio.BufferedProtocol):
 
     _transport: asyncio.Transport
 
-    def __init__(self) -> None:
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
         self._buffer = memoryview(bytearray(BUFFER))
         self._text = bytearray()
         self._parser = self._requests()
@@ -101,7 +117,21 @@ class _Upstream(asyncio.BufferedProtocol):
                     pass  # trailers
             else:
                 yield _length(head)
-            self._transport.write(ANSWER)
+            self._transport.write(self._answer)
+            if b"\r\nconnection: close" in head:
+                self._transport.close()
+
+
+def _stream(events: int) -> bytes:
+    """Server-sent events, whose last is the end."""
+    told: list[dict[str, object]] = [
+        {"type": "transcript.text.delta", "delta": f" word-{n}", "end": 3.03 * (n + 1) / events} for n in range(events)
+    ]
+    text = "".join(str(each["delta"]) for each in told).strip()
+    told.append({"type": "transcript.text.done", "text": text, "usage": {"type": "duration", "seconds": 3.03}})
+    body = b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in told)
+    head = f"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
 
 
 def _bare() -> None:
@@ -172,6 +202,45 @@ async def _flood(url: str, rate: float, seconds: float, kind: str) -> None:
 
     refused = sum(await asyncio.gather(*map(ask, range(CONNECTIONS))))
     print(refused / (time.perf_counter() - begun))
+
+
+def _steady(url: str, key: str, uploads: int, size: int, rate: int) -> None:
+    content, share = memoryview(form(size)), rate // TURNS
+    lines = [_line(url, key, len(content)) for _ in range(uploads)]
+    begun = time.perf_counter()
+    for turn, at in enumerate(range(0, len(content), share)):
+        time.sleep(max(begun + turn / TURNS - time.perf_counter(), 0))
+        for line in lines:
+            line.sendall(content[at : at + share])
+    for line in lines:
+        _answered(line)
+
+
+def _tiny(url: str, key: str, size: int) -> None:
+    content = form(size)
+    line = _line(url, key, len(content))
+    for at in range(len(content)):
+        line.send(content[at : at + 1])
+    _answered(line)
+
+
+def _line(url: str, key: str, length: int) -> socket.socket:
+    """An upload that has begun."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    line = socket.create_connection((host, int(port)), timeout=300)
+    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    head = [f"POST {PATH} HTTP/1.1", f"host: {host}", f"authorization: Bearer {key}", f"content-length: {length}"]
+    kind = f"content-type: multipart/form-data; boundary={BOUNDARY}"
+    line.sendall("\r\n".join([*head, kind, "", ""]).encode())
+    return line
+
+
+def _answered(line: socket.socket) -> None:
+    response = http.client.HTTPResponse(line, method="POST")
+    response.begin()
+    body = response.read()
+    assert response.status == 200, body
+    line.close()
 
 
 def _length(head: bytes) -> int:

@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def _run(block: Block, lanes: list[_Lane], threads: ThreadPoolExecutor) -> Outcome:
-    body = _form(block.size)
+    body = form(block.size)
     left = iter(range(block.requests))  # whoever is done takes the next: they all end at about the same time
     together = threading.Barrier(len(lanes))
 
@@ -94,10 +94,10 @@ class _Lane:
         """Ask once: a gateway hangs up on whoever was idle for a while, and its own provider on it."""
         with contextlib.suppress(OSError, http.client.HTTPException):
             if self._socket is not None:
-                self.ask(_form(TINY))
+                self.ask(form(TINY))
                 return
         self._connect()
-        self.ask(_form(TINY))
+        self.ask(form(TINY))
 
     def ask(self, body: bytes) -> float:
         """Milliseconds."""
@@ -135,7 +135,7 @@ class _Lane:
 
 
 @cache
-def _form(size: int) -> bytes:
+def form(size: int) -> bytes:
     parts = {"model": "whisper-1", "response_format": "verbose_json"}
     start = f"--{BOUNDARY}\r\nContent-Disposition: form-data; name="
     fields = "".join(f'{start}"{name}"\r\n\r\n{value}\r\n' for name, value in parts.items())

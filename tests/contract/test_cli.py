@@ -368,7 +368,8 @@ def test_live_reads_samples_from_the_standard_input(server: Server) -> None:
 
 
 def test_live_sends_what_it_is_told_the_input_is(server: Server) -> None:
-    eight = b"".join(raw()[at : at + 2] for at in range(0, len(raw()), 4))  # each other sample
+    whole = raw()
+    eight = b"".join(whole[at : at + 2] for at in range(0, len(whole), 4))  # each other sample
     stereo = b"".join(eight[at : at + 2] * 2 for at in range(0, len(eight), 2))
     done = piped(server, stereo, "--encoding", "pcm_s16le", "--sample-rate", "8000", "--channels", "2")
     assert (done.returncode, done.stderr) == (0, b"")

@@ -7,7 +7,7 @@ import contextlib
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,13 +28,16 @@ from fakes.upstreams import (
     OpenAIUpstream,
     Script,
     Upstream,
+    delta,
+    done,
     limited,
+    sse,
 )
 from voxgate.audio.sniff import MP3
 from voxgate.catalog import Deployment, ProviderEntry
 from voxgate.errors import ProviderUnavailable
 from voxgate.fallback import Fallback, Outages
-from voxgate.model import TranscriptionRequest
+from voxgate.model import Delta, Feature, TranscriptionRequest
 from voxgate.providers.http import HttpProvider, Timeouts
 from voxgate.providers.openai import OpenAIAdapter
 from voxgate.providers.prepare import Prepared
@@ -366,11 +369,19 @@ def test_the_rest_of_the_time_is_the_next_ones(hasty: Exchange) -> None:
 
 
 def in_process(
-    upstream: Upstream, *, seconds: float = 10.0, pause: float = 0.0, outages: Outages | None = None
+    upstream: Upstream,
+    *,
+    seconds: float = 10.0,
+    attempt: float = 60.0,
+    pause: float = 0.0,
+    outages: Outages | None = None,
+    health: Health | None = None,
+    heard: Callable[[Delta], Awaitable[None]] | None = None,
 ) -> tuple[float, str]:
-    """How long one request takes of `seconds`, and its text or its failure; `pause` is that before a retry."""
+    """How long one request takes of `seconds`, and its text or its failure; `pause` is that before a retry, and
+    an `attempt` has so many seconds. With `heard` it is a stream."""
     entry = ProviderEntry(name="a", kind="openai", base_url=upstream.base_url, api_key="env:UPSTREAM_KEY")
-    offer = Deployment(provider=entry, upstream_model="m", price=1, features=frozenset())
+    offer = Deployment(provider=entry, upstream_model="m", price=1, features=frozenset({Feature.STREAMING}))
 
     async def run() -> tuple[float, str]:
         provider = HttpProvider(
@@ -382,9 +393,9 @@ def in_process(
         )
         fallback = Fallback(
             providers={"a": provider},
-            health=Health(),
+            health=health or Health(),
             outages=outages,
-            provider_timeout=60,
+            provider_timeout=attempt,
             request_timeout=seconds,
             uniform=lambda low, high: pause,
         )
@@ -393,11 +404,15 @@ def in_process(
             with Upload(spool) as upload:
                 upload.write(SPEECH.read_bytes())
                 asked = TranscriptionRequest(model="m")
-                prepared = Prepared(request=asked, audio=upload, container=MP3, duration=3.03, spool_dir=spool)
+                prepared = Prepared(
+                    request=asked, audio=upload, container=MP3, duration=3.03, spool_dir=spool, heard=heard
+                )
                 async with prepared:
                     begun = time.monotonic()
                     try:
-                        served = await fallback.serve(prepared, (offer,), attempted=lambda number: None)
+                        served = await fallback.serve(
+                            prepared, (offer,), attempted=lambda *_: None, told=lambda: heard is not None
+                        )
                         text = served.transcript.text
                     except ProviderUnavailable as error:
                         text = error.message
@@ -415,6 +430,42 @@ def test_the_pause_before_a_retry_ends_with_the_deadline() -> None:
         assert "a: transient (500)" in message
         assert seconds <= 3.3
         assert len(upstream.sent) == 1
+
+
+READ = sse(delta("a"), delta(" b"), 0.2, delta(" c"), done("a b c"))
+HUNG = sse(delta("a"), delta(" b"), 30.0)
+
+
+@pytest.mark.parametrize(
+    ("script", "reads", "seconds", "text", "blamed"),
+    [
+        # What its reader takes is none of an attempt's 0.8 seconds, which are enough,
+        (READ, 0.6, 10.0, "a b c", None),
+        # or are not, whether the reader takes any or not,
+        (HUNG, 0.0, 10.0, "a: transient", 0.8),
+        (HUNG, 0.6, 10.0, "a: transient", 2.0),
+        # and the end of the request's own time is the reader's fault.
+        (READ, 1.4, 2.0, "a: transient", None),
+    ],
+    ids=["slow reader", "hung", "hung and slow reader", "much too slow reader"],
+)
+def test_the_time_that_a_reader_takes_is_not_its_providers(
+    script: Script, reads: float, seconds: float, text: str, blamed: float | None
+) -> None:
+    health = Health()
+
+    async def heard(_: Delta) -> None:
+        await asyncio.sleep(reads)
+
+    with OpenAIUpstream() as upstream:
+        upstream.always(script)
+        took, said = in_process(upstream, seconds=seconds, attempt=0.8, health=health, heard=heard)
+    assert text in said
+    assert took <= seconds + 0.3
+    assert health.report("a/m").failures == (blamed is not None)
+    assert blamed is None or blamed - 0.1 <= took <= blamed + 0.5
+    speed = health.speed("a/m")
+    assert speed is None or speed * 3.03 < 0.6
 
 
 class Unreachable:

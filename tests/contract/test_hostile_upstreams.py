@@ -1059,7 +1059,7 @@ async def serve_together(fallback: Fallback, offers: tuple[Deployment, ...], cou
             async with Prepared(
                 request=request, audio=upload, container=MP3, duration=3.03, spool_dir=spool
             ) as prepared:
-                served = await fallback.serve(prepared, offers, attempted=lambda number: None)
+                served = await fallback.serve(prepared, offers, attempted=lambda *_: None)
                 return served.deployment.provider.name
 
     return list(await asyncio.gather(*(one() for _ in range(count))))

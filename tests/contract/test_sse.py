@@ -528,6 +528,31 @@ def test_logprobs_come_at_the_end_where_they_are_asked_for(place: Place, host: H
     assert "logprobs" not in place.told("gpt", host)[-1]
 
 
+def logprobs(*tokens: str) -> list[dict[str, Any]]:
+    return [{"token": token, "logprob": -0.5, "bytes": list(token.encode())} for token in tokens]
+
+
+PROBABLE = [delta(text, logprobs=logprobs(text)) for text in ("Tell", " ", "me ", "it", " ")]
+
+
+@each_host
+@pytest.mark.parametrize("end", ["whole", "silent"])
+def test_logprobs_come_with_the_deltas_that_they_are_of(place: Place, iterate: SdkCall, host: Host, end: str) -> None:
+    whole = logprobs("Tell", " ", "me ", "it", " ")
+    script = sse(*PROBABLE, done("Tell me it", **({"logprobs": whole} if end == "whole" else {})))
+    place.upstreams["a"].will(script, script, model="gpt")
+    heard = iterate("gpt", host, include=["logprobs"])
+    assert (heard.error, text_of(heard.events)) == (None, "Tell me it")
+    # White space that is kept back until more comes keeps its own.
+    assert [event["logprobs"] for event in heard.events[:-1]] == [
+        logprobs("Tell"),
+        logprobs(" ", "me "),
+        logprobs("it"),
+    ]
+    assert heard.events[-1]["logprobs"] == whole
+    assert not any("logprobs" in event for event in place.told("gpt", host))
+
+
 @pytest.mark.parametrize("model", DIARIZING)
 def test_who_speaks_is_told_in_segments_where_that_is_asked_for(place: Place, model: str) -> None:
     *before, end = place.told(model, response_format="diarized_json")
@@ -572,6 +597,23 @@ def test_what_cannot_be_streamed_is_refused_by_the_name_of_the_field(
     assert (error["code"], error["param"]) == ("invalid_input", "stream")
     assert shape == "json" or shape in error["message"]
     assert place.office.money(customer.account) == (CREDIT, 0)
+
+
+HEADED = pair()
+
+
+@each_host
+def test_a_stream_says_who_serves_it_and_at_which_attempt(place: Place, host: Host) -> None:
+    def served(model: str, **more: Any) -> tuple[str, str]:
+        with place.stream(model, host, **more) as wire:
+            text_of(list(wire.events()))
+            return wire.headers["x-voxgate-provider"], wire.headers["x-voxgate-attempts"]
+
+    assert [served(model) for model in SOURCES] == [(MODELS[model][0].partition(" ")[0], "1") for model in SOURCES]
+    place.upstreams["a"].will(Script(status=401), model=HEADED)
+    assert served(HEADED) == ("b", "2")
+    customer = place.office.open(credit=CREDIT)
+    assert [served("ours", customer=customer, headers=CACHED)[1] for _ in range(2)] == ["1", "0"]
 
 
 @each_host
@@ -1313,6 +1355,18 @@ def test_a_slow_reader_does_not_make_its_provider_look_slow_or_broken(
     assert speed is None or speed * DURATION < 0.6
 
 
+def test_a_slow_reader_does_not_use_up_its_providers_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place.gateway.transcriber.fallback, "_provider_timeout", 0.5)
+    upstream = place.upstreams["inference"]
+    many = [delta("x" * 10_000, end=n / 200) for n in range(150)]
+    upstream.will(sse(*many, done("x" * 1_500_000)), model=SLOW)
+    with place.stream(SLOW, receive=4096) as wire:
+        stream = wire.events()
+        first = next(stream)
+        time.sleep(1.0)
+        assert text_of([first, *stream]) == "x" * 1_500_000
+
+
 def test_in_silence_a_comment_says_that_it_goes_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_host, "_HEARTBEAT_SECONDS", 0.2)
     upstream = place.upstreams["inference"]
@@ -1368,6 +1422,20 @@ def test_after_a_comment_another_provider_may_still_serve_and_a_failure_is_an_ev
     assert failed.events == []
     assert failed.error is not None
     assert (failed.error["name"], failed.error["code"]) == ("APIError", "provider_unavailable")
+
+
+QUIETER = pair(GPT, "inference")
+
+
+def test_a_stream_that_begins_with_a_comment_does_not_guess_who_will_serve_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_host, "_HEARTBEAT_SECONDS", 0.1)
+    place.upstreams["a"].will(Script(status=401, delay=0.35), model=QUIETER)
+    with place.stream(QUIETER) as wire:
+        assert {"x-voxgate-provider", "x-voxgate-attempts"}.isdisjoint(wire.headers)
+        assert text_of(list(wire.events())) == TEXT
+        assert wire.parser.comments
 
 
 def test_who_asked_for_no_stream_gets_no_comment(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

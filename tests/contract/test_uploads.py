@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import statistics
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
-from conftest import DATA, Server, start_server, stop_server
+from conftest import DATA, ROOT, Server, start_server, stop_server
+from customers import send
 from fakes.inference import Inference
 from voxgate.hosts import asgi
 
@@ -97,6 +102,44 @@ def test_who_hangs_up_or_is_refused_leaves_the_place_to_the_next(tmp_path: Path)
         line.socket.sendall(BODY)
         assert line.answer()[0] == 200
         line.close()
+
+
+def memory(server: Server, what: str) -> float:
+    """In MB; `VmRSS`, or `VmHWM` for the most it was."""
+    lines = Path(f"/proc/{server.pid}/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1000
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the most memory is Linux's to tell")
+def test_slow_uploads_take_little_memory_and_nobody_elses_time(tmp_path: Path) -> None:
+    def slow(server: Server, kind: str, *numbers: int) -> subprocess.Popen[bytes]:
+        arguments = [sys.executable, "-m", "tests.bench.peers", kind, server.url, server.key, *map(str, numbers)]
+        return subprocess.Popen(arguments, cwd=ROOT)
+
+    def median(client: httpx.Client, go_on: Callable[[], bool]) -> float:
+        times = []
+        while go_on():
+            begun = time.perf_counter()
+            assert send(client).status_code == 200
+            times.append(time.perf_counter() - begun)
+            time.sleep(0.01)
+        return statistics.median(times)
+
+    with (
+        serving(tmp_path, VOXGATE_REQUESTS_PER_MINUTE="0") as server,
+        httpx.Client(base_url=server.url, headers=server.auth, timeout=30) as client,
+    ):
+        assert slow(server, "steady", 2, 1_000_000, 10_000_000).wait() == 0
+        end = time.monotonic() + 1.5
+        alone = median(client, lambda: time.monotonic() < end)
+        before = memory(server, "VmRSS")
+        Path(f"/proc/{server.pid}/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew: proc(5)
+        every = [slow(server, "steady", 16, 3 * 1024 * 1024, 1_000_000), slow(server, "tiny", 256 * 1024)]
+        beside = median(client, lambda: any(each.poll() is None for each in every))
+        assert [each.wait() for each in every] == [0, 0]
+        growth = memory(server, "VmHWM") - before
+    assert growth < 12
+    assert beside < 2 * alone + 0.02  # of a machine that has other things to do, too
 
 
 @pytest.mark.parametrize("chunked", [False, True])

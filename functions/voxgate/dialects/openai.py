@@ -79,7 +79,8 @@ class OpenAIDialect:
     def render_delta(self, delta: Delta, index: int) -> dict[str, Any] | None:
         if delta.segment is not None and delta.segment.speaker is not None:
             return verbose.diarized_segment(index, delta.segment)
-        return {"type": "transcript.text.delta", "delta": delta.text} if delta.text else None
+        logprobs = {"logprobs": verbose.logprobs(delta)} if delta.logprobs else {}
+        return {"type": "transcript.text.delta", "delta": delta.text, **logprobs} if delta.text else None
 
     def render_done(self, outcome: Outcome, text: str, index: int) -> dict[str, Any]:
         asked = Feature.LOGPROBS in outcome.request.required

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from voxgate import languages
-from voxgate.model import Segment, Transcript, Word
+from voxgate.model import Delta, Segment, Transcript, Word
 
 
 def segment(number: int, value: Segment) -> dict[str, Any]:
@@ -59,12 +59,12 @@ def diarized_segment(number: int, value: Segment) -> dict[str, Any]:
     }
 
 
-def logprobs(transcript: Transcript) -> list[dict[str, Any]] | None:
-    if transcript.logprobs is None:
+def logprobs(heard: Transcript | Delta) -> list[dict[str, Any]] | None:
+    if heard.logprobs is None:
         return None
     return [
         {"token": p.token, "logprob": p.logprob, "bytes": None if p.bytes is None else list(p.bytes)}
-        for p in transcript.logprobs
+        for p in heard.logprobs
     ]
 
 

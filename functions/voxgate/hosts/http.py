@@ -149,7 +149,9 @@ def transcription(transcriber: Transcriber, dialect: Dialect) -> Handler:
             if work.done():
                 reply = work.result()
                 return Response(200, reply.headers, reply.content)
-            headers = HEADERS | {"x-accel-buffering": "no"}
+            # With a heartbeat it is not known yet who will have served.
+            known = events.headers if events.begun.is_set() else {}
+            headers = HEADERS | {"x-accel-buffering": "no"} | known
             parts = Parts(work, events, request.id)
             streaming = True
             return Response(200, headers, b"", parts)

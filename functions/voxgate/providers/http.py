@@ -24,7 +24,7 @@ import httpx
 
 from voxgate import __version__
 from voxgate.errors import FailureClass, ProviderError
-from voxgate.model import Capabilities, Delta, Exchange, Segment, Transcript, Word
+from voxgate.model import Capabilities, Delta, Exchange, Logprob, Segment, Transcript, Word
 from voxgate.providers import Ask, Call, LiveEngine, Secrets
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _LONGEST_MESSAGE = 300  # characters
 _SHORTEST_KEY = 4  # a shorter one is no secret, and part of many words
 _MOST_WAIT = 24 * 3600
 _MOST_SHOWN = 64 * 1024
-_PIECE = 1024 * 1024
+_PIECE = 256 * 1024
 # What an answer raises that has not the shape that it must have.
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
@@ -123,7 +123,7 @@ class HttpProvider:
     async def transcribe(self, call: Call) -> Transcript:
         key = await self._key()
         request = self._adapter.build_request(call, key)
-        answer = await self._exchange(request, call)
+        answer = await self._exchange(request, call, key)
         if isinstance(answer, Transcript):
             return within(answer, call.duration)
         try:
@@ -161,7 +161,8 @@ class HttpProvider:
 
     def _understood(self, request: WireRequest, answer: WireAnswer, call: Call, key: str) -> Transcript:
         if call.exchange is not None:
-            self._take_down(call.exchange, request, answer, call, key)
+            call.exchange.request = self._shown(request, call, key)
+            call.exchange.response = _said(answer, key)
         try:
             return within(self._adapter.parse_response(answer, call), call.duration)
         except ProviderError as error:
@@ -174,10 +175,10 @@ class HttpProvider:
                 FailureClass.TRANSIENT, "The provider's answer is malformed.", status=answer.status
             ) from error
 
-    def _take_down(self, exchange: Exchange, request: WireRequest, answer: WireAnswer, call: Call, key: str) -> None:
+    def _shown(self, request: WireRequest, call: Call, key: str) -> dict[str, Any]:
         audio = {"name": call.file_name, "content_type": call.container.content_type, "bytes": call.audio.size}
         url = self._client.base_url.join(request.path.lstrip("/")).copy_with(userinfo=b"", query=None)
-        exchange.request = without(
+        shown: dict[str, Any] = without(
             key,
             {
                 "method": "POST",
@@ -187,12 +188,9 @@ class HttpProvider:
                 "audio": {"s3": call.reference} if call.reference else audio,
             },
         )
-        try:
-            exchange.response = without(key, json_of(answer.body))
-        except (ValueError, RecursionError):
-            exchange.response = without(key, answer.body.decode(errors="replace"))[:_MOST_SHOWN]
+        return shown
 
-    async def _exchange(self, request: WireRequest, call: Call) -> WireAnswer | Transcript:
+    async def _exchange(self, request: WireRequest, call: Call, key: str) -> WireAnswer | Transcript:
         status = None
         try:
             response = await self._client.send(self._prepared(request, call), stream=True)
@@ -200,7 +198,11 @@ class HttpProvider:
                 status = response.status_code
                 streamed = response.headers.get("content-type", "").lower().startswith("text/event-stream")
                 if call.heard is not None and status == 200 and streamed:
-                    return await self._listen(response, call, call.heard)
+                    told = events(response, call)
+                    if call.exchange is not None:
+                        call.exchange.request = self._shown(request, call, key)
+                        told = _taken_down(told, call.exchange, key)
+                    return await self._listen(told, call, call.heard)
                 body = b"".join([chunk async for chunk in _bounded(response, call)])
             finally:
                 await response.aclose()
@@ -211,16 +213,19 @@ class HttpProvider:
         return WireAnswer(status, body, retry_after(response.headers))
 
     async def _listen(
-        self, response: httpx.Response, call: Call, heard: Callable[[Delta], Awaitable[None]]
+        self, bodies: AsyncIterator[dict[str, Any]], call: Call, heard: Callable[[Delta], Awaitable[None]]
     ) -> Transcript:
         """The transcript at the end of its events, whose pieces go on as they come."""
         segments: list[Segment] = []
+        logprobs: list[Logprob] = []
         try:
-            async for body in events(response, call):
+            async for body in bodies:
                 told = self._adapter.parse_event(body, call)
                 if isinstance(told, Transcript):
-                    return replace(told, segments=told.segments or tuple(segments) or None)
+                    told = replace(told, segments=told.segments or tuple(segments) or None)
+                    return replace(told, logprobs=told.logprobs or tuple(logprobs) or None)
                 if told is not None:
+                    logprobs += told.logprobs or ()
                     if told.segment is not None:
                         segment = placed(told.segment, call.duration)
                         segments.append(segment)
@@ -251,6 +256,30 @@ class HttpProvider:
             headers={**request.headers, "content-type": content_type, "content-length": str(size)},
             content=_chunks(before, audio if request.with_file else None, after),
         )
+
+
+def _said(answer: WireAnswer, key: str) -> Any:
+    try:
+        return without(key, json_of(answer.body))
+    except (ValueError, RecursionError):
+        return without(key, answer.body.decode(errors="replace"))[:_MOST_SHOWN]
+
+
+async def _taken_down(
+    bodies: AsyncIterator[dict[str, Any]], exchange: Exchange, key: str
+) -> AsyncIterator[dict[str, Any]]:
+    """The events as they come, of which as many are shown as there is room for, and how many are not."""
+    shown: list[Any] = []
+    more, room = {"left_out": 0}, _MOST_SHOWN
+    exchange.response = shown
+    async for body in bodies:
+        room -= len(json.dumps(body))
+        if room >= 0:
+            shown.append(without(key, body))
+        else:
+            shown += [] if more["left_out"] else [more]
+            more["left_out"] += 1
+        yield body
 
 
 def _part(boundary: str, disposition: str) -> bytes:

@@ -71,7 +71,12 @@ class OpenAIAdapter:
         match str(body.get("type", "")).rpartition(".")[2]:
             case "delta":
                 end = body.get("end")
-                return Delta(text_of(body.get("delta", body.get("text"))), None if end is None else time_of(end))
+                asked = Feature.LOGPROBS in call.request.required
+                return Delta(
+                    text_of(body.get("delta", body.get("text"))),
+                    None if end is None else time_of(end),
+                    logprobs=_logprobs(body.get("logprobs")) if asked else None,
+                )
             case "segment":
                 segment = _segment(body)
                 return Delta(segment.text, segment.end, segment)

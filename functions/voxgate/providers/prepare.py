@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
@@ -56,7 +55,6 @@ class Prepared:
         self._exchange = exchange
         self._heard = heard
         self.serving: Deployment | None = None
-        self.waited = 0.0  # seconds, for whoever is told what is heard
         self._threads = threads or Threads("convert", 1)
         self._staged: asyncio.Task[str | None] | None = None
         self._made: dict[Container, Upload] = {}
@@ -94,14 +92,8 @@ class Prepared:
             duration=self.duration,
             reference=reference if deployment.provider.staged and audio is self.audio else None,
             exchange=self._exchange,
-            heard=self._tell if self._heard is not None else None,
+            heard=self._heard,
         )
-
-    async def _tell(self, delta: Delta) -> None:
-        if self._heard is not None:
-            begun = time.monotonic()
-            await self._heard(delta)
-            self.waited += time.monotonic() - begun
 
     async def _stage(self, staging: Staging) -> str | None:
         """The reference; None where the audio has to be sent."""
