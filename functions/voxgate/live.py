@@ -238,10 +238,11 @@ class Session:
         return await asyncio.to_thread(decode, *data) if self._decoding.blocks else decode(*data)
 
     async def _hear(self, pcm: bytes) -> None:
-        while pcm:
+        at = 0
+        while at < len(pcm):
             # Within one tenth of a second, since that is what is paid for.
-            size = _PIECE - self._given % _PIECE
-            piece, pcm = pcm[:size], pcm[size:]
+            piece = pcm[at : at + _PIECE - self._given % _PIECE]
+            at += len(piece)
             seconds = (self._given + len(piece)) / _SECOND
             if seconds > self._max_seconds:
                 raise self._too_long()
