@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 from voxgate.audio import UnusableAudio
@@ -41,7 +41,7 @@ _SECOND = 32_000  # bytes of what recognizers take
 _SLICE = 50  # tenths of a second that are set aside at a time
 _IDLE_SECONDS = 30.0
 _BURST_SECONDS, _MOST_SPEED = 30.0, 16  # how far, and then how many times as fast as speech, audio may come
-_RENEW_SECONDS = 300.0  # in which a session without audio says that it still has its place
+_RENEW_SECONDS = 30.0  # in which a session without audio says that it still has its place
 _FLUSH_SECONDS = 60.0  # for what is left at the end
 _KEPT = 40 * _SECOND  # longer than any utterance: a recognizer that is lost is told again what is not final
 _PIECE = _SECOND // 10
@@ -216,9 +216,9 @@ class Session:
             except TimeoutError as error:
                 raise self._too_long() if left < _IDLE_SECONDS else _idle() from error
             if isinstance(message, bytes):
-                await self._hear(await self._decoded(self._decoding.push, message))
+                await self._hear(self._decoding.push(message))
             elif await self._said(socket, message) is dialect.Word.CLOSE:
-                await self._hear(await self._decoded(self._decoding.end))
+                await self._hear(self._decoding.end())
                 return
             if self._clock() > renewed + _RENEW_SECONDS:
                 renewed = self._clock()
@@ -234,10 +234,14 @@ class Session:
             await self._line.finalize()
         return word
 
-    async def _decoded(self, decode: Callable[..., bytes], *data: bytes) -> bytes:
-        return await asyncio.to_thread(decode, *data) if self._decoding.blocks else decode(*data)
+    async def _hear(self, pieces: Iterator[bytes]) -> None:
+        while True:
+            pcm = await asyncio.to_thread(next, pieces, None) if self._decoding.blocks else next(pieces, None)
+            if pcm is None:
+                return
+            await self._give(pcm)
 
-    async def _hear(self, pcm: bytes) -> None:
+    async def _give(self, pcm: bytes) -> None:
         at = 0
         while at < len(pcm):
             # Within one tenth of a second, since that is what is paid for.

@@ -51,12 +51,8 @@ def live(path: Path | None, options: Options) -> None:
         asyncio.run(_live(path, options))
     except InvalidStatus as error:
         raise ClientError(_refusal(error)) from error
-    except UnusableAudio as error:
-        raise ClientError(f"{path}: {error}") from error
     except (InvalidURI, ValueError) as error:
         raise ClientError(f"{options.base_url} is no gateway's address, or the API key is none: {error}.") from error
-    except FileNotFoundError as error:
-        raise ClientError(f"{path}: {error.strerror}.") from error
     except (OSError, WebSocketException) as error:
         raise ClientError(f"{options.base_url} cannot be reached: {error}.") from error
 
@@ -103,16 +99,14 @@ async def _send(socket: ClientConnection, pieces: AsyncIterator[bytes], options:
 async def _pieces(path: Path | None, options: Options, stop: asyncio.Event) -> AsyncIterator[bytes]:
     """A tenth of a second each, until there is no more or it is told to stop."""
     loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[bytes | Exception | None] = asyncio.Queue(_TENTHS)
+    queue: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
+    room = threading.Semaphore(_TENTHS)
 
     def read() -> None:
-        last: Exception | None = None
-        try:
-            for piece in _read(path, options):
-                asyncio.run_coroutine_threadsafe(queue.put(piece), loop).result()
-        except Exception as error:  # noqa: BLE001 - it is raised where the pieces are asked for
-            last = error
-        asyncio.run_coroutine_threadsafe(queue.put(last), loop)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+            for piece in _safely(path, options):
+                room.acquire()
+                loop.call_soon_threadsafe(queue.put_nowait, piece)
 
     # A thread that nobody waits for: a terminal that says nothing must not keep the program.
     threading.Thread(target=read, daemon=True).start()
@@ -124,12 +118,25 @@ async def _pieces(path: Path | None, options: Options, stop: asyncio.Event) -> A
             getting.cancel()
             break
         piece = getting.result()
+        room.release()
         if isinstance(piece, Exception):
             raise piece
         if piece is None:
             break
         yield piece
     stopping.cancel()
+
+
+def _safely(path: Path | None, options: Options) -> Iterator[bytes | Exception | None]:
+    """What is read, and at the end None, or what went wrong."""
+    try:
+        yield from _read(path, options)
+    except OSError as error:
+        yield ClientError(f"{path or 'the standard input'}: {error.strerror}.")
+    except UnusableAudio as error:
+        yield ClientError(f"{path}: {error}")
+    else:
+        yield None
 
 
 def _read(path: Path | None, options: Options) -> Iterator[bytes]:

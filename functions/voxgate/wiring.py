@@ -139,7 +139,7 @@ def build_pool(settings: Settings) -> EnginePool:
     else:
         arguments = ["sphinx"]
         workers = settings.engine_workers or min(cores, 4)
-        live = settings.live_workers or min(4 * cores, 16)  # each takes a fifth of a core, and 200 MB
+        live = settings.live_workers or min(3 * cores, 16)  # each takes a fifth of a core, and 200 MB
     return EnginePool(arguments=arguments, workers=workers, queue=settings.engine_queue, live=live)
 
 

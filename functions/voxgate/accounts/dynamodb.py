@@ -146,8 +146,10 @@ class DynamoStore(DynamoAccounts):
         its time in it, is taken anew once half of that is over, and the old one then given back."""
         ticket, account_id, until = hold.ticket, hold.ticket.account_id, self._now() + rules.microseconds(lease)
         place = self._slots.get(hold.id) or ""
-        renewed = place and int(place.partition("|")[0]) < until - rules.microseconds(lease / 2)
+        renewed = place and int(place.split()[-1].partition("|")[0]) < until - rules.microseconds(lease / 2)
         member = f"{until:020d}|{hold.id}" if renewed else ""
+        if member:
+            self._slots.put(hold.id, f"{place} {member}")  # both are this request's to give back
         for _ in tries():
             now = self._now()
             update = self._holding(ticket, amount, tenths, now, until, held=hold)
@@ -162,9 +164,9 @@ class DynamoStore(DynamoAccounts):
                 mine = item.get(f"hold#{hold.id}")
                 if mine is None:
                     raise stores.ended(hold) from failed
-                if mine["expires"] != until:
+                if (mine["expires"], mine["amount"]) != (until, hold.amount + amount):
                     if amount or tenths:
-                        rules.check_hold(state_of(ticket, item, now), amount, tenths, now)
+                        rules.check_hold(state_of(ticket, item, now, hold.month), amount, tenths, now, more=True)
                     hold = dataclasses.replace(hold, amount=mine["amount"])
                     continue
             if member:
@@ -261,7 +263,7 @@ class DynamoStore(DynamoAccounts):
         update = StateUpdate(ticket.account_id)
         update.add("balance", 0)  # an update has to write something
         if paid:
-            update.need(ticket, 1, now)
+            update.need(ticket, 1, rules.month(now))
         if member:
             update.where(f"NOT contains({update.name('slots')}, {update.value(member)})")
         for suffix, bounds in places(ticket).items():
@@ -276,9 +278,9 @@ class DynamoStore(DynamoAccounts):
         """Of a new hold, or of more for one that is `held`."""
         known = self._known.get(ticket.account_id) or {}
         update = StateUpdate(ticket.account_id)
-        if amount or held is None:
-            update.need(ticket, amount, now)
         name, month = f"hold#{ticket.request_id}", held.month if held else rules.month(now)
+        if amount or held is None:
+            update.need(ticket, amount, month)
         if held is None:
             update.where(f"attribute_not_exists({update.name(name)})")
         else:

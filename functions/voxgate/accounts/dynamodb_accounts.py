@@ -38,7 +38,7 @@ class DynamoAccounts:
     @threaded
     def create_token(self, digest: bytes, key: port.Key, expires: int) -> None:
         owner = {"account_id": key.account_id, "key_id": key.id, "expires": expires, "ttl": expires + 1}
-        self._table.commit(Write("Put", f"TOKEN#{digest.hex()}", "TOKEN", owner, exists=False))
+        self._table.commit(Write("Put", f"TOKEN#{digest.hex()}", "TOKEN", owner))
 
     @threaded
     def find_token(self, digest: bytes) -> port.Credential | None:

@@ -22,12 +22,12 @@ class StateUpdate(Update):
     def __init__(self, account_id: str) -> None:
         super().__init__(f"ACCOUNT#{account_id}", STATE)
 
-    def need(self, ticket: Ticket, amount: int, now: int) -> None:
+    def need(self, ticket: Ticket, amount: int, month: str) -> None:
         """What `rules` check of money, as conditions."""
         self.where(f"{self.name('free')} >= {self.value(max(amount, 1))}")
         for suffix, bounds in places(ticket).items():
             if bounds.budget is not None:
-                spent = self.name(f"spent#{rules.month(now)}{suffix}")
+                spent = self.name(f"spent#{month}{suffix}")
                 empty = f"attribute_not_exists({spent}) OR " if amount <= bounds.budget else ""
                 self.where(f"({empty}{spent} <= {self.value(bounds.budget - amount)})")
 
@@ -53,7 +53,7 @@ class StateUpdate(Update):
 
     def unseat(self, ticket: Ticket, member: str) -> None:
         for suffix in places(ticket) if member else ():
-            self.exclude(f"slots{suffix}", {member})
+            self.exclude(f"slots{suffix}", set(member.split()))
 
     def end(self, hold_id: str, held: Item, cost: int) -> None:
         """Closes an open hold, of which `held` are the amount, the month and the suffixes."""
@@ -72,14 +72,15 @@ def places(ticket: Ticket) -> dict[str, Bounds]:
     return {"": account, **{f"#{bounds.id}": bounds for bounds in own}}
 
 
-def state_of(ticket: Ticket, item: Mapping[str, Any], now: int) -> rules.State:
+def state_of(ticket: Ticket, item: Mapping[str, Any], now: int, month: str = "") -> rules.State:
+    """With what was spent in that month, or in this one."""
     tallies = [
         rules.Tally(
             bounds,
             requests=item.get(f"requests{suffix}", 0),
             audio=item.get(f"audio{suffix}", 0),
             running=len(running(item.get(f"slots{suffix}", ()), now)),
-            spent=item.get(f"spent#{rules.month(now)}{suffix}", 0),
+            spent=item.get(f"spent#{month or rules.month(now)}{suffix}", 0),
         )
         for suffix, bounds in places(ticket).items()
     ]

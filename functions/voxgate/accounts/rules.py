@@ -96,10 +96,11 @@ def check_admission(state: State, now: int, *, paid: bool, slot: bool) -> None:
         _refuse(waits)
 
 
-def check_hold(state: State, amount: int, tenths: int, now: int) -> None:
-    """Raises `InsufficientQuota` or `RateLimited`."""
+def check_hold(state: State, amount: int, tenths: int, now: int, *, more: bool = False) -> None:
+    """With `more`, for what has its hold already. Raises `InsufficientQuota` or `RateLimited`."""
     with _telling(state, now):
-        _check_money(state, amount, now)
+        if amount or not more:
+            _check_money(state, amount, now)
         waits = [
             (
                 b.wait(t.audio, tenths, now),

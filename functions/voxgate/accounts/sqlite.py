@@ -171,14 +171,14 @@ class SqliteStore:
     def extend(self, hold: port.Hold, amount: int, *, tenths: int, lease: float) -> port.Hold:
         with self._transaction() as db:
             now = self._now()
-            state = _state(db, hold.ticket, now)
+            state = _state(db, hold.ticket, now, hold.month)
             query = "UPDATE hold SET amount = amount + ?, expires = ? WHERE id = ? RETURNING amount"
             until = now + rules.microseconds(lease)
             row = db.execute(query, (amount, until, hold.id)).fetchone()
             if row is None:
                 raise stores.ended(hold)
             if amount or tenths:
-                rules.check_hold(state, amount, tenths, now)
+                rules.check_hold(state, amount, tenths, now, more=True)
             for tally in state.tallies:
                 if bucket := tally.audio_bucket:
                     _fill(db, "audio", tally, bucket.take(tally.audio, tenths, now))
@@ -317,7 +317,8 @@ class SqliteStore:
             raise
 
 
-def _state(db: sqlite3.Connection, ticket: port.Ticket, now: int) -> rules.State:
+def _state(db: sqlite3.Connection, ticket: port.Ticket, now: int, month: str = "") -> rules.State:
+    """With what was spent in that month, or in this one."""
     row = db.execute(
         "SELECT balance, balance - (SELECT coalesce(sum(amount), 0) FROM hold WHERE account_id = account.id) "
         "FROM account WHERE id = ?",
@@ -325,10 +326,12 @@ def _state(db: sqlite3.Connection, ticket: port.Ticket, now: int) -> rules.State
     ).fetchone()
     if row is None:
         raise stores.no_account(ticket.account_id)
-    return rules.State(row[0], row[1], tuple(_tally(db, bounds, ticket, now) for bounds in ticket.bounds))
+    return rules.State(
+        row[0], row[1], tuple(_tally(db, bounds, ticket, now, month or rules.month(now)) for bounds in ticket.bounds)
+    )
 
 
-def _tally(db: sqlite3.Connection, bounds: port.Bounds, ticket: port.Ticket, now: int) -> rules.Tally:
+def _tally(db: sqlite3.Connection, bounds: port.Bounds, ticket: port.Ticket, now: int, month: str) -> rules.Tally:
     column = "account_id" if bounds.id == ticket.account_id else "key_id"
     row = db.execute(
         f"""
@@ -337,7 +340,7 @@ def _tally(db: sqlite3.Connection, bounds: port.Bounds, ticket: port.Ticket, now
                coalesce((SELECT amount FROM spending WHERE scope = ?1 AND month = ?4), 0)
         FROM tally WHERE scope = ?1
         """,
-        (bounds.id, ticket.account_id, now, rules.month(now)),
+        (bounds.id, ticket.account_id, now, month),
     ).fetchone()
     return rules.Tally(bounds, *row)
 

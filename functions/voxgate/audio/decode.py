@@ -15,7 +15,7 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 
-from voxgate.audio import UnusableAudio
+from voxgate.audio import NoAudio, UnusableAudio
 
 RATE = 16_000
 _BYTES_PER_SECOND = RATE * 2
@@ -77,7 +77,7 @@ def _frames(container: InputContainer, stream: AudioStream) -> Iterator[AudioFra
     if bad > good:
         raise UnusableAudio(_UNREADABLE)
     if not good:
-        raise UnusableAudio("The file holds no audio.")
+        raise NoAudio("The file holds no audio.")
 
 
 def _resampled(frames: Iterator[AudioFrame]) -> Iterator[bytes]:

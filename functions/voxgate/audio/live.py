@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from queue import SimpleQueue
+from collections.abc import Iterator
+from enum import Enum
+from queue import Empty, Queue, SimpleQueue
 from typing import Protocol
 
 import av
 from av.audio.codeccontext import AudioCodecContext
 
-from voxgate.audio import UnusableAudio
+from voxgate.audio import NoAudio, UnusableAudio
 from voxgate.audio.decode import RATE, decode, samples
 
 # Without a channel for effects alone, which would be left out of the mix.
@@ -19,18 +22,21 @@ _CODECS = {"mulaw": "pcm_mulaw", "alaw": "pcm_alaw"}
 RAW = tuple(_SAMPLE_BYTES)
 _DEMUXERS = {b"OggS": "ogg", b"\x1a\x45\xdf\xa3": "matroska"}
 _MAGIC = 4
+_AHEAD = 64  # pieces of decoded audio, of a tenth of a second or so
+_WAIT = 0.05
 _FOREVER = 10.0**6
 
 
 class Decoder(Protocol):
-    """Chunks come in split anywhere, and go out in whole samples. Raises `UnusableAudio`. One that `blocks` is
-    for a thread."""
+    """Chunks come in split anywhere, and go out in whole samples. Raises `UnusableAudio`. Of one that `blocks`,
+    each next piece is for a thread to ask for."""
 
     blocks: bool
 
-    def push(self, data: bytes) -> bytes: ...
+    def push(self, data: bytes) -> Iterator[bytes]:
+        """To be asked for all before the next push."""
 
-    def end(self) -> bytes:
+    def end(self) -> Iterator[bytes]:
         """What is left."""
 
     def close(self) -> None: ...
@@ -54,14 +60,14 @@ class _Pcm:
         self._size = size
         self._rest = b""
 
-    def push(self, data: bytes) -> bytes:
+    def push(self, data: bytes) -> Iterator[bytes]:
         data = self._rest + data if self._rest else data
         whole = len(data) - len(data) % self._size
         self._rest = data[whole:]
-        return data[:whole]
+        yield data[:whole]
 
-    def end(self) -> bytes:
-        return b""  # half a sample is none
+    def end(self) -> Iterator[bytes]:
+        yield from ()  # half a sample is none
 
     def close(self) -> None:
         pass
@@ -79,98 +85,103 @@ class _Raw:
         self._context = context
         self._resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
 
-    def push(self, data: bytes) -> bytes:
-        whole = self._whole.push(data)
-        frames = self._context.decode(av.Packet(whole)) if whole else []
-        return b"".join(pcm for frame in frames for pcm in samples(self._resampler, frame))
+    def push(self, data: bytes) -> Iterator[bytes]:
+        for whole in self._whole.push(data):
+            for frame in self._context.decode(av.Packet(whole)) if whole else ():
+                yield from samples(self._resampler, frame)
 
-    def end(self) -> bytes:
-        return b"".join(samples(self._resampler, None))
+    def end(self) -> Iterator[bytes]:
+        yield from samples(self._resampler, None)
 
     def close(self) -> None:
         pass
 
 
 class _Container:
-    """Ogg or WebM, which FFmpeg reads in a thread of its own."""
+    """Ogg or WebM, which FFmpeg reads in a thread of its own, as far ahead as its samples are asked for: a few bytes
+    may say hours of them."""
 
     blocks = True
 
     def __init__(self) -> None:
-        self._pipe = _Pipe()
-        self._decoded: SimpleQueue[bytes] = SimpleQueue()
-        self._failure: UnusableAudio | None = None
-        self._thread: threading.Thread | None = None
         self._head = b""
+        self._source = _Source(Queue(_AHEAD))
+        self._thread: threading.Thread | None = None
+        self._last: UnusableAudio | _Mark | None = None
+        self._closed = False
 
-    def push(self, data: bytes) -> bytes:
+    def push(self, data: bytes) -> Iterator[bytes]:
         if self._thread is None:
-            self._head += data
-            if len(self._head) < _MAGIC:
-                return b""
-            demuxer = _DEMUXERS.get(self._head[:_MAGIC])
+            data = self._head = self._head + data
+            if len(data) < _MAGIC:
+                return
+            demuxer = _DEMUXERS.get(data[:_MAGIC])
             if demuxer is None:
                 raise UnusableAudio("With encoding 'opus' the audio must be Ogg or WebM, from its first byte on.")
-            data = self._head
             self._thread = threading.Thread(target=self._work, args=(demuxer,), daemon=True)
+            self._source.data.put(data)
             self._thread.start()
-        self._pipe.write(data)
-        return self._taken()
+        else:
+            self._source.data.put(data)
+        yield from self._taken()
 
-    def end(self) -> bytes:
-        self.close()
-        return self._taken()
+    def end(self) -> Iterator[bytes]:
+        if self._thread is not None:
+            self._source.data.put(b"")
+            yield from self._taken()
 
     def close(self) -> None:
-        if self._thread is not None:
-            self._pipe.write(b"")
-            self._thread.join()
+        self._closed = True
+        self._source.data.put(b"")
+        while self._thread is not None and self._thread.is_alive():
+            with contextlib.suppress(Empty):
+                self._source.out.get(timeout=_WAIT)
 
     def _work(self, demuxer: str) -> None:
+        last: UnusableAudio | _Mark = _Mark.END
         try:
-            for pcm in decode(self._pipe, demuxer, max_seconds=_FOREVER):
-                self._decoded.put(pcm)
+            for pcm in decode(self._source, demuxer, max_seconds=_FOREVER):
+                if self._closed:
+                    break
+                self._source.out.put(pcm)
+        except NoAudio:
+            pass  # who has begun and ended has not said anything wrong
         except UnusableAudio as error:
-            self._failure = error
-        finally:
-            self._pipe.leave()
+            last = error
+        self._source.out.put(last)
 
-    def _taken(self) -> bytes:
-        taken = [self._decoded.get() for _ in range(self._decoded.qsize())]
-        if self._failure is not None and not taken:
-            raise self._failure
-        return b"".join(taken)
+    def _taken(self) -> Iterator[bytes]:
+        while self._last is None:
+            match self._source.out.get():
+                case bytes() as pcm:
+                    yield pcm
+                case _Mark.HUNGRY:
+                    return
+                case last:
+                    self._last = last
+        if isinstance(self._last, UnusableAudio):
+            raise self._last
 
 
-class _Pipe:
-    """Between one that writes and one that reads, who has always had all of it when the other goes on."""
+class _Mark(Enum):
+    HUNGRY = "waits for more data"
+    END = "has ended"
 
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._data = b""
-        self._hungry = self._ended = self._left = False
 
-    def write(self, data: bytes) -> None:
-        """Returns when the reader wants more; with nothing, that was all."""
-        with self._condition:
-            self._data += data
-            self._ended = self._ended or not data
-            self._hungry = False
-            self._condition.notify_all()
-            self._condition.wait_for(lambda: self._hungry or self._left or self._ended)
+class _Source:
+    """What FFmpeg reads as a file; between that, it says so in `out`, among the samples."""
+
+    def __init__(self, out: Queue[bytes | UnusableAudio | _Mark]) -> None:
+        self.data: SimpleQueue[bytes] = SimpleQueue()
+        self.out = out
+        self._rest = b""
+        self._ended = False
 
     def read(self, size: int) -> bytes:
-        with self._condition:
-            if not self._data and not self._ended:
-                self._hungry = True
-                self._condition.notify_all()
-                self._condition.wait_for(lambda: not self._hungry)
-            data, self._data = self._data[:size], self._data[size:]
-            return data
-
-    def leave(self) -> None:
-        """The reader reads no more."""
-        with self._condition:
-            self._left = True
-            self._data = b""
-            self._condition.notify_all()
+        if not self._rest and not self._ended:
+            if self.data.empty():
+                self.out.put(_Mark.HUNGRY)
+            self._rest = self.data.get()
+            self._ended = not self._rest
+        data, self._rest = self._rest[:size], self._rest[size:]
+        return data

@@ -28,6 +28,8 @@ class LivePool:
 
     async def listen(self, language: str | None, *, interim: bool) -> LiveSession:
         """Raises `Overloaded` where all are taken, and `ProviderError`."""
+        for dead in [p for p in self._processes if not p.alive and not p.sessions]:
+            self.left(dead)
         process = next((p for p in self._processes if p.free), None)
         if process is None:
             if len(self._processes) >= self._size:

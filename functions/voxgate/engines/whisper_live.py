@@ -73,7 +73,8 @@ class WhisperListening:
             yield Heard(Segment(self._at(done), self._at(done), ""), final=True)
         elif len(window) == _LONGEST:
             start, done = spans[0][0], self._quietest(window, _SEARCH)
-            yield self._final(start, max(done, start + 1))
+            if start < done:
+                yield self._final(start, done)
         elif self._interim and cut is None and len(window) >= self._shown + _PARTIAL:
             self._shown = len(window)
             heard = self._understand(window[spans[0][0] :], self._language, False)[1]

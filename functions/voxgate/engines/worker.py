@@ -86,7 +86,8 @@ class _Live:
                 self._stepped = time.monotonic()
         except Exception as error:  # the session fails, the others and the engine stay
             logging.getLogger(__name__).exception("the engine failed")
-            self._sessions.pop(number, None)
+            if failed := self._sessions.pop(number, None):
+                failed.close()
             _send(self._out, {"live": number, "crash": type(error).__name__})
 
     def _take(self, number: int, message: dict[str, Any]) -> None:
