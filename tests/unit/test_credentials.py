@@ -395,7 +395,11 @@ async def test_a_token_ends_with_its_key_and_waits_with_its_account(door: Door) 
         await door.authenticate(WITH_TOKEN, tokens=True)
 
 
-@pytest.mark.parametrize("wrong", [TOKEN[:-1], TOKEN + "x", "vt_" + SECRET[3:], "vg_" + TOKEN[3:], "vt_"])
+@pytest.mark.parametrize(
+    "wrong",
+    [TOKEN[:-1], TOKEN + "x", "vt_" + SECRET[3:], "vg_" + TOKEN[3:], "vt_"],
+    ids=["cut", "longer", "key", "called-key", "empty"],
+)
 @sync
 async def test_what_is_no_token_is_never_looked_up(door: Door, wrong: str) -> None:
     await door.furnish()
