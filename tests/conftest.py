@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
 
+# Threads that wait for each other by spinning take seconds on a machine that has other tests to run.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "tests" / "data"
 
@@ -124,6 +127,25 @@ def stop_server(process: subprocess.Popen[str]) -> None:
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
+
+
+@contextmanager
+def inference_service(directory: Path, **environment: str) -> Iterator[Server]:
+    """`voxgate inference`, once it is ready."""
+    process, server = start_server(directory, "inference", **environment)
+    try:
+        wait_until_ready(server)
+        yield server
+    finally:
+        stop_server(process)
+
+
+def wait_until_ready(server: Server) -> None:
+    deadline = time.monotonic() + 120
+    with httpx.Client(base_url=server.url) as client:
+        while client.get("/health/ready").status_code != 200:
+            assert time.monotonic() < deadline, (server.data_dir / "log").read_text(encoding="utf-8")
+            time.sleep(0.05)
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from voxgate.hosts.inference import build_inference
 from voxgate.hosts.serve import serve
 from voxgate.settings import Settings
-from voxgate.wiring import build_pool, make_spool, model_name
+from voxgate.wiring import build_pool, make_spool, model_names
 
 settings = Settings.from_environment()
 app = build_inference(
     pool=build_pool(settings),
-    model=model_name(settings),
+    models=model_names(settings),
     settings=settings,
     spool_dir=make_spool(settings.spool_dir),
 )

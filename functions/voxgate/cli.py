@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import socket
 import sqlite3
@@ -82,6 +83,16 @@ def _parser() -> argparse.ArgumentParser:
     _address(inference, 8100)
     inference.set_defaults(command=_inference)
 
+    models = commands.add_parser("models", help="Whisper's weights").add_subparsers(metavar="ACTION", required=True)
+    fetch = models.add_parser("fetch", help="get a model for VOXGATE_WHISPER_MODEL")
+    fetch.add_argument(
+        "model", help="a name such as large-v3-turbo or small, s3://bucket/prefix, or a hub's owner/name"
+    )
+    admin.add_data_dir(fetch)
+    fetch.add_argument("--revision", default="", help="of a hub's model (default: the latest)")
+    fetch.add_argument("--sha256", default="", help="that its weights must have")
+    fetch.set_defaults(command=_fetch)
+
     invoke = commands.add_parser("invoke", help="run the Lambda handler on one API Gateway event, without AWS")
     invoke.add_argument("event", type=Path, metavar="EVENT.json")
     admin.add_data_dir(invoke)
@@ -116,7 +127,7 @@ def _serve(arguments: Arguments) -> int:
     from voxgate.hosts.asgi import AsgiApp
     from voxgate.hosts.gateway import build_application, build_sockets
     from voxgate.hosts.serve import run, url
-    from voxgate.wiring import build_gateway, build_store, model_name
+    from voxgate.wiring import build_gateway, build_store, model_names
 
     settings = admin.settings_of(arguments)
     store = build_store(settings)
@@ -129,7 +140,8 @@ def _serve(arguments: Arguments) -> int:
         await gateway.start()
         print(f"Voxgate {__version__} listens at {url(listening)}")
         if gateway.pool is not None:
-            print(f"Models {', '.join(gateway.catalog.models)} are served by the engine {model_name(settings)} here.")
+            engines = ", ".join(model_names(settings))
+            print(f"Models {', '.join(gateway.catalog.models)} are served by the engine {engines} here.")
         shown = key if created else "in the same file as before"
         if settings.table:
             print(f"Accounts are those of the table {settings.table}.", flush=True)
@@ -159,17 +171,17 @@ def _listen(arguments: Arguments) -> socket.socket:
 def _inference(arguments: Arguments) -> int:
     from voxgate.hosts.inference import build_inference
     from voxgate.hosts.serve import run, url
-    from voxgate.wiring import build_pool, make_spool, model_name
+    from voxgate.wiring import build_pool, make_spool, model_names
 
     settings = admin.settings_of(arguments)
     listening = _listen(arguments)
     app = build_inference(
         pool=build_pool(settings),
-        model=model_name(settings),
+        models=model_names(settings),
         settings=settings,
         spool_dir=make_spool(settings.spool_dir),
     )
-    print(f"Inference with {model_name(settings)} listens at {url(listening)}", flush=True)
+    print(f"Inference with {', '.join(model_names(settings))} listens at {url(listening)}", flush=True)
     run(app, listening, drain_seconds=settings.drain_seconds)
     return 0
 
@@ -230,6 +242,19 @@ def _live(arguments: Arguments) -> int:
     except ClientError as error:
         print(f"voxgate: {error}", file=sys.stderr)
         return 1
+    return 0
+
+
+def _fetch(arguments: Arguments) -> int:
+    from voxgate import weights
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    into = admin.settings_of(arguments).data_dir / "models"
+    try:
+        found = weights.fetch(arguments.model, into, revision=arguments.revision, sha256=arguments.sha256)
+    except weights.NoWeights as error:
+        sys.exit(f"voxgate: {error}")
+    print(f"VOXGATE_WHISPER_MODEL={found}")
     return 0
 
 

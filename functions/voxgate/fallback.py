@@ -125,12 +125,14 @@ class Fallback:
         *,
         attempted: Callable[[int, Deployment], None],
         told: Callable[[], bool] = lambda: False,
+        seconds: float = math.inf,
     ) -> Served:
-        """Each deployment has its share of what is left of the time. Raises `InvalidInput` where a provider
+        """Each deployment has its share of what is left of the time, of which a client may give less: so many
+        `seconds`. Raises `InvalidInput` where a provider
         finds fault with the request, `RateLimited` or `Overloaded` where all are at their limits, and else
         `ProviderUnavailable` with what each attempt came to."""
         clock = asyncio.get_running_loop().time
-        deadline = clock() + self._request_timeout
+        deadline = clock() + min(self._request_timeout, seconds)
         failures: list[_Failure] = []
         left, put_off = deque(deployments), set[Deployment]()
         attempts = 0
@@ -210,7 +212,7 @@ class Fallback:
             asked, begun = True, clock()
             limit = min(self._provider_timeout, until - begun)
             async with asyncio.timeout(limit) as timeout:
-                reading = replace(call, heard=reader.of(call.heard, timeout) if call.heard else None)
+                reading = replace(call, left=limit, heard=reader.of(call.heard, timeout) if call.heard else None)
                 transcript = await self._providers[deployment.provider.name].transcribe(reading)
         except TimeoutError:
             # That it had no time says nothing of it.

@@ -264,7 +264,11 @@ class _MeteredTab:
 
 
 class Unmetered:
-    """A `Gate` for a service that has no customers of its own: whoever reaches it may use it."""
+    """A `Gate` for a service that has no customers of its own: whoever reaches it may use it, unless `check`
+    refuses the headers."""
+
+    def __init__(self, check: Callable[[Mapping[str, str]], None] = lambda _: None) -> None:
+        self._check = check
 
     @contextlib.asynccontextmanager
     async def request(
@@ -277,6 +281,7 @@ class Unmetered:
         *,
         tokens: bool = False,
     ) -> AsyncIterator[Tab]:
+        self._check(headers)
         yield _FreeTab()
 
 

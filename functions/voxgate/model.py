@@ -32,6 +32,14 @@ class Preference(StrEnum):
     COST = "cost"
 
 
+class Priority(StrEnum):
+    """Who is served first by our own engine: the first of these."""
+
+    LIVE = "live"
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
 class Feature(StrEnum):
     """What a deployment may or may not be able to do beyond turning speech into text."""
 
@@ -171,6 +179,7 @@ class TranscriptionRequest:
     required: Mapping[Feature, str] = field(default_factory=dict)
     extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    priority: Priority = Priority.INTERACTIVE
 
     @property
     def words(self) -> bool:

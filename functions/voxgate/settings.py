@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -17,7 +18,10 @@ class Settings:
     """Times are in seconds. Each field is set by `VOXGATE_` and its name in capitals.
 
     `catalog` is a file, or the name of one that ships; empty means `local`.
-    `whisper_model` is a model's directory or hub name; empty means the embedded pocketsphinx.
+    `whisper_model` is a model's directory, a name of `weights.toml`, an `s3://bucket/prefix` or a hub's `owner/name`,
+    or several of them as `name=...,name=...`; empty means the embedded pocketsphinx. At most `whisper_memory`
+    gigabytes of weights are loaded at once (0: any), and `whisper_batch` windows decoded (0: as many as are the
+    fastest); the thresholds are `engines.whisper.Guards`.
     `inference_url` is another machine's `voxgate inference`; empty means this machine's engine.
     `table` is a DynamoDB table and `staging_bucket` an S3 bucket, encrypted with the KMS key `staging_key`;
     empty means files in `data_dir`. The table's `region`, and the `profile` whose credentials are used, are
@@ -33,6 +37,13 @@ class Settings:
     whisper_model: str = ""
     whisper_device: str = "auto"
     whisper_compute_type: str = "default"
+    whisper_beam: int = 5
+    whisper_batch: int = 0
+    whisper_memory: float = 0.0
+    whisper_speech_threshold: float = 0.5
+    whisper_no_speech_threshold: float = 0.6
+    whisper_logprob_threshold: float = -1.0
+    whisper_compression_threshold: float = 2.4
     inference_url: str = ""
     provider_timeout: float = 600.0
     provider_connect_timeout: float = 5.0
@@ -42,7 +53,7 @@ class Settings:
     slowest_upload: int = 1024
     max_audio_seconds: float = 4 * 3600.0
     engine_workers: int = 0  # 0: as many as suit the engine and the machine
-    engine_queue: int = 64
+    engine_queue: int = 0  # likewise
     live_workers: int = 0  # likewise
     requests_per_minute: int = 6000
     audio_seconds_per_minute: int = 360_000
@@ -69,19 +80,20 @@ class Settings:
         for field in fields(cls):
             variable = f"VOXGATE_{field.name.upper()}"
             if text := environ.get(variable, "").strip():  # empty is the same as absent
-                given[field.name] = _parse(variable, str(field.type), text)
+                negative = isinstance(field.default, float) and field.default < 0
+                given[field.name] = _parse(variable, str(field.type), text, negative=negative)
         return cls(**given)
 
 
 _PARSERS: dict[str, Callable[[str], Any]] = {"str": str, "float": float, "int": int, "Path": Path}
 
 
-def _parse(variable: str, kind: str, text: str) -> Any:
+def _parse(variable: str, kind: str, text: str, *, negative: bool) -> Any:
     try:
         value = _PARSERS[kind](text)
     except ValueError as error:
         raise InvalidSettings(f"{variable} must be a number, not {text!r}.") from error
-    if kind in ("float", "int") and not 0 <= value < float("inf"):
+    if kind in ("float", "int") and not (math.isfinite(value) and (value >= 0 or negative)):
         raise InvalidSettings(f"{variable} must be a number of at least 0, not {text!r}.")
     return value
 

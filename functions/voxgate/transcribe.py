@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -36,7 +37,7 @@ from voxgate.errors import (
 from voxgate.fallback import Fallback, Outages, Served
 from voxgate.metering import Gate, Reply, Tab, fingerprint
 from voxgate.metrics import Metrics
-from voxgate.model import CacheHit, Capabilities, Exchange, Outcome, ResponseFormat, TranscriptionRequest
+from voxgate.model import CacheHit, Capabilities, Exchange, Outcome, Priority, ResponseFormat, TranscriptionRequest
 from voxgate.multipart import Limits
 from voxgate.providers import Provider
 from voxgate.providers.prepare import Prepared
@@ -50,6 +51,7 @@ from voxgate.tasks import Threads
 logger = logging.getLogger(__name__)
 
 _LONG_TEXT = 100_000  # characters, which take tens of milliseconds to render
+DEADLINE, PRIORITY = "x-voxgate-deadline", "x-voxgate-priority"
 _REFERENCE = "s3"  # the field of a form whose audio is staged
 
 
@@ -65,6 +67,29 @@ class Incoming:
     content_length: int | None
     told: MutableMapping[str, str]
     events: Events
+    begun: float = field(default_factory=time.monotonic)
+
+
+def deadline(headers: Mapping[str, str]) -> float:
+    """For how many seconds the client waits, in `x-voxgate-deadline`. Raises `InvalidInput`."""
+    text = headers.get(DEADLINE)
+    if text is None:
+        return math.inf
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InvalidInput("'x-voxgate-deadline' is a number of seconds, above 0.", param=DEADLINE)
+    return seconds
+
+
+def priority(headers: Mapping[str, str]) -> Priority:
+    """`interactive` or `batch`, in `x-voxgate-priority`. Raises `InvalidInput`."""
+    text = headers.get(PRIORITY, Priority.INTERACTIVE)
+    if text not in (Priority.INTERACTIVE, Priority.BATCH):
+        raise InvalidInput("'x-voxgate-priority' is 'interactive' or 'batch'.", param=PRIORITY)
+    return Priority(text)
 
 
 class Transcriber:
@@ -137,7 +162,7 @@ class Transcriber:
     async def _serve(self, dialect: Dialect, incoming: Incoming, tab: Tab, upload: Upload) -> Reply:
         with self.metrics.stage("receive"):
             form = await self._receive(dialect, incoming, upload)
-        request = dialect.parse(form.fields, form.files)
+        request = replace(dialect.parse(form.fields, form.files), priority=priority(incoming.headers))
         models = self.models(request, tab.caller)
         tab.note(model=models[0].id, size=upload.size)
         keep = None if self._cache is None else ttl(incoming.headers, tab.caller.cache_seconds)
@@ -248,7 +273,11 @@ class Transcriber:
 
         try:
             return await self.fallback.serve(
-                prepared, deployments, attempted=attempted, told=lambda: narrator is not None and narrator.begun
+                prepared,
+                deployments,
+                attempted=attempted,
+                told=lambda: narrator is not None and narrator.begun,
+                seconds=incoming.begun + deadline(incoming.headers) - time.monotonic(),
             )
         finally:
             incoming.told["x-voxgate-attempts"] = str(attempts)  # on a failure's answer, too

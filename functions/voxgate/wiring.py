@@ -18,6 +18,8 @@ from voxgate.accounts import RateLimits, Store
 from voxgate.accounts.credentials import Authenticator
 from voxgate.cache import Cache
 from voxgate.catalog import Catalog, ProviderEntry, load
+from voxgate.engines import Pool
+from voxgate.engines.batch_pool import BatchPool
 from voxgate.engines.pool import EnginePool
 from voxgate.errors import InvalidSettings
 from voxgate.metering import Meter, sweep_forever
@@ -51,7 +53,7 @@ class Gateway:
     store: Store
     staging: Staging
     providers: Mapping[str, Provider]
-    pool: EnginePool | None
+    pool: Pool | None
     spool_dir: Path
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -130,17 +132,32 @@ def load_catalog(settings: Settings, environ: Mapping[str, str] | None = None) -
     return load(settings.catalog, os.environ if environ is None else environ, embedded=settings.embedded > 0)
 
 
-def build_pool(settings: Settings) -> EnginePool:
+def build_pool(settings: Settings) -> Pool:
     cores = os.cpu_count() or 1
     if settings.whisper_model:
-        arguments = ["whisper", settings.whisper_model, settings.whisper_device, settings.whisper_compute_type]
-        workers = settings.engine_workers or 1  # CTranslate2 uses all cores by itself
-        live = settings.live_workers or 1  # which takes several sessions
-    else:
-        arguments = ["sphinx"]
-        workers = settings.engine_workers or min(cores, 4)
-        live = settings.live_workers or min(3 * cores, 16)  # each takes a fifth of a core, and 200 MB
-    return EnginePool(arguments=arguments, workers=workers, queue=settings.engine_queue, live=live)
+        options = {
+            "models": whisper_models(settings),
+            "directory": str(settings.data_dir / "models"),
+            "device": settings.whisper_device,
+            "compute_type": settings.whisper_compute_type,
+            "beam_size": settings.whisper_beam,
+            "batch_size": settings.whisper_batch,
+            "threads": settings.engine_workers or cores,
+            "budget": int(settings.whisper_memory * 1e9),
+            "guards": {
+                "speech": settings.whisper_speech_threshold,
+                "no_speech": settings.whisper_no_speech_threshold,
+                "logprob": settings.whisper_logprob_threshold,
+                "compression": settings.whisper_compression_threshold,
+            },
+        }
+        return BatchPool(options=options, queue=settings.engine_queue or 1024)
+    return EnginePool(
+        arguments=["sphinx"],
+        workers=settings.engine_workers or min(cores, 4),
+        queue=settings.engine_queue or 64,
+        live=settings.live_workers or min(3 * cores, 16),  # each takes a fifth of a core, and 200 MB
+    )
 
 
 def _remote(entry: ProviderEntry, settings: Settings, secrets: StoredSecrets) -> Provider:
@@ -176,7 +193,7 @@ def _tls() -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=False)
 
 
-def _embedded(pool: EnginePool, settings: Settings) -> Provider:
+def _embedded(pool: Pool, settings: Settings) -> Provider:
     from voxgate.providers.embedded import EmbeddedProvider
 
     return EmbeddedProvider(pool=pool, max_audio_seconds=settings.max_audio_seconds)
@@ -258,6 +275,15 @@ def _alive(pid: int) -> bool:
     return False
 
 
-def model_name(settings: Settings) -> str:
-    """What the engine's model is called in lists of models."""
-    return settings.whisper_model.rstrip("/").rsplit("/", 1)[-1] or "pocketsphinx-en-us"
+def whisper_models(settings: Settings) -> dict[str, str]:
+    """What they are called, and where they are; the first is the one that is asked for by any other name."""
+    named: dict[str, str] = {}
+    for each in filter(None, settings.whisper_model.split(",")):
+        name, equals, where = (part.strip() for part in each.partition("="))
+        named[name if equals else name.rstrip("/").rsplit("/", 1)[-1]] = where or name
+    return named
+
+
+def model_names(settings: Settings) -> list[str]:
+    """What the engine's models are called in lists of models."""
+    return list(whisper_models(settings)) or ["pocketsphinx-en-us"]

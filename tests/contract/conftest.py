@@ -12,6 +12,7 @@ import pytest
 
 from conftest import start_server, stop_server
 from customers import House, Office
+from fakes import whisper_model
 from fakes.inference import Inference
 from voxgate.accounts.sqlite import SqliteStore
 from voxgate.hosts.gateway import build_application
@@ -39,6 +40,12 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         loop.run_until_complete(gateway.close())
         loop.close()
         stop_server(process)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Whisper model's directory."""
+    return whisper_model.build(tmp_path_factory.mktemp("models") / "tiny-random")
 
 
 @pytest.fixture(scope="session")

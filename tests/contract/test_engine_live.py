@@ -20,6 +20,7 @@ from conftest import DATA
 from voxgate.audio.decode import decode
 from voxgate.engines import Job, Listening, Recognition
 from voxgate.engines.live import LivePool, LiveSession
+from voxgate.engines.process import Channel
 from voxgate.engines.worker import _Live as Sessions
 from voxgate.errors import Overloaded, ProviderError
 from voxgate.model import Capabilities, Heard
@@ -63,8 +64,8 @@ async def until(what: Callable[[], bool]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def pool(workers: int) -> AsyncIterator[LivePool]:
-    pool = LivePool(arguments=["sphinx"], workers=workers)
+async def pool(most: int) -> AsyncIterator[LivePool]:
+    pool = LivePool(lambda: Channel(["sphinx"]), most=most)
     try:
         yield pool
     finally:
@@ -200,7 +201,7 @@ async def test_a_process_that_is_killed_while_it_starts_costs_one_session() -> N
 
 @sync
 async def test_an_engine_that_does_not_start_is_told_and_takes_no_place() -> None:
-    live = LivePool(arguments=["no-such-engine"], workers=1)
+    live = LivePool(lambda: Channel(["no-such-engine"]), most=1)
     for _ in range(2):
         with pytest.raises(ProviderError):
             await live.listen(None, interim=False)

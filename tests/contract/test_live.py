@@ -287,10 +287,10 @@ def test_a_token_opens_nothing_else(server: Server, rich: Customer) -> None:
 
 def test_a_token_ends_and_what_it_opened_goes_on(quick: Quick) -> None:
     customer = quick.office.open()
-    made = token(quick.server, customer, expires_in=1)
+    made = token(quick.server, customer, expires_in=2)
     with Live(quick.server.url, None, headers={"authorization": f"Bearer {made}"}) as live:
         live.read()
-        time.sleep(2.1)
+        time.sleep(3.1)
         refused = refusal(quick.server.url, None, token=made)
         assert (refused.status, refused.error["code"]) == (401, "unauthenticated")
         live.send(blocks(1, 1))

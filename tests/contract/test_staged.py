@@ -22,7 +22,6 @@ from fakes.api_gateway import ApiGateway
 from fakes.upstreams import InferenceUpstream, Script
 from voxgate.accounts import Entry, EntryKind, Key, keys
 from voxgate.accounts.sqlite import SqliteStore
-from voxgate.engines.pool import EnginePool
 from voxgate.hosts.gateway import build_application
 from voxgate.hosts.inference import build_inference
 from voxgate.hosts.lambda_rest import build_handler
@@ -64,9 +63,9 @@ def bucket() -> Iterator[Any]:
 def service(bucket: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`voxgate inference` with its real recognizer, in this process, where the bucket is."""
     settings = Settings(staging_bucket="staging", engine_workers=1)
-    pool: EnginePool = build_pool(settings)
+    pool = build_pool(settings)
     spool = make_spool(tmp_path_factory.mktemp("spool"))
-    app = build_inference(pool=pool, model="pocketsphinx", settings=settings, spool_dir=spool)
+    app = build_inference(pool=pool, models=["pocketsphinx"], settings=settings, spool_dir=spool)
     listening = bind("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_level="error", ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

@@ -378,20 +378,23 @@ def test_the_inference_image_hears_with_the_weights_it_was_built_with(place: Pat
 
 
 def weigh(*arguments: str) -> subprocess.CompletedProcess[str]:
-    script = ROOT / "functions" / "inference" / "weights.py"
+    script = ROOT / "functions" / "voxgate" / "weights.py"
     return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
 
 
 def test_weights_that_were_not_expected_stop_the_build(tmp_path: Path) -> None:
+    for name in ("config.json", "preprocessor_config.json", "tokenizer.json", "vocabulary.json"):
+        (tmp_path / name).write_text("{}", encoding="utf-8")
     (tmp_path / "model.bin").write_bytes(b"weights")
     assert weigh("check", str(tmp_path), hashlib.sha256(b"weights").hexdigest()).returncode == 0
     for expected in (hashlib.sha256(b"others").hexdigest(), ""):
+        (tmp_path / "model.bin").write_bytes(b"weights")
         done = weigh("check", str(tmp_path), expected)
         assert done.returncode == 1
         assert "has the SHA-256" in done.stderr
 
 
-def test_a_model_that_is_not_pinned_is_not_fetched(tmp_path: Path) -> None:
-    done = weigh("fetch", "somebody/anything", str(tmp_path))
+def test_a_name_that_is_not_pinned_is_not_fetched(tmp_path: Path) -> None:
+    done = weigh("fetch", "anything", str(tmp_path))
     assert done.returncode == 1
-    assert "models.toml has large-v3-turbo" in done.stderr
+    assert "none of large-v3-turbo" in done.stderr

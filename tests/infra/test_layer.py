@@ -37,7 +37,8 @@ AARCH64 = 183  # ELF's e_machine
 # What the asset imports and the layer lacks: some is the runtime's own; the rest is of other hosts, and is
 # imported where they are chosen.
 RUNTIMES = {"boto3", "botocore", "snapshot_restore_py"}
-OTHER_HOSTS = {"uvicorn", "rich", "numpy", "pocketsphinx", "faster_whisper"}
+OTHER_HOSTS = {"uvicorn", "httptools", "websockets", "rich", "numpy", "pocketsphinx"}
+OTHER_HOSTS |= {"faster_whisper", "ctranslate2", "huggingface_hub"}
 FOR_MYPY = {"mypy_boto3_dynamodb", "mypy_boto3_s3", "mypy_boto3_secretsmanager"}
 
 

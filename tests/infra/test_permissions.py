@@ -361,7 +361,7 @@ def test_the_inference_service_may_read_what_is_staged_and_no_more(cloud: Cloud)
     with surroundings(variables), cloud.recorder.acting():
         settings = Settings.from_environment()
         pool, spool = build_pool(settings), make_spool(settings.spool_dir)
-        app = build_inference(pool=pool, model="pocketsphinx", settings=settings, spool_dir=spool)
+        app = build_inference(pool=pool, models=["pocketsphinx"], settings=settings, spool_dir=spool)
         with served(app) as address:
             form = {"model": (None, "default"), "s3": (None, f"s3://{cloud.bucket}/{key}")}
             answer = httpx.post(f"{address}{OPENAI}", files=form, timeout=60)

@@ -16,7 +16,7 @@ FUNCTIONS = ROOT / "functions"
 
 # A part imports parts of a lower rank and itself, nothing else. A package is one part.
 RANKS = {
-    "__init__": 0, "errors": 0, "model": 0, "languages": 0, "tasks": 0, "metrics": 0,
+    "__init__": 0, "errors": 0, "model": 0, "languages": 0, "tasks": 0, "metrics": 0, "weights": 0,
     "multipart": 1, "settings": 1, "catalog": 1, "accounts": 1, "staging": 1, "audio": 1, "formats": 1,
     "receive": 2, "engines": 2, "dialects": 2, "routing": 2,
     "providers": 3, "cache": 3, "fallback": 4,

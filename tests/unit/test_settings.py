@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import json
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
 
+from voxgate import wiring
+from voxgate.engines.batch_pool import BatchPool
+from voxgate.engines.batch_worker import Options
+from voxgate.engines.whisper import Guards
 from voxgate.errors import InvalidSettings
 from voxgate.settings import Settings
 
@@ -15,6 +20,13 @@ GIVEN: dict[str, tuple[str, object]] = {
     "whisper_model": ("large-v3", "large-v3"),
     "whisper_device": ("cuda", "cuda"),
     "whisper_compute_type": ("int8", "int8"),
+    "whisper_beam": ("1", 1),
+    "whisper_batch": ("16", 16),
+    "whisper_memory": ("10.5", 10.5),
+    "whisper_speech_threshold": ("0.3", 0.3),
+    "whisper_no_speech_threshold": ("0.9", 0.9),
+    "whisper_logprob_threshold": ("-0.5", -0.5),
+    "whisper_compression_threshold": ("3", 3.0),
     "inference_url": ("http://inference:8080", "http://inference:8080"),
     "provider_timeout": ("12.5", 12.5),
     "provider_connect_timeout": ("0.5", 0.5),
@@ -44,6 +56,7 @@ GIVEN: dict[str, tuple[str, object]] = {
     "spool_dir": ("/var/tmp", Path("/var/tmp")),
 }
 NUMBERS = [field.name for field in fields(Settings) if field.type in ("float", "int")]
+NEGATIVE = "whisper_logprob_threshold"  # the one number that is below 0
 
 
 def test_this_table_has_every_setting() -> None:
@@ -75,10 +88,87 @@ def test_the_processes_own_environment_is_read_by_default(monkeypatch: pytest.Mo
     assert Settings.from_environment().engine_queue == 7
 
 
-@pytest.mark.parametrize("text", ["-1", "many", "nan", "inf", "1,5", "0x10"])
+@pytest.mark.parametrize("name", [name for name in NUMBERS if name != NEGATIVE])
+def test_a_number_below_zero_is_refused_by_its_variables_name(name: str) -> None:
+    variable = f"VOXGATE_{name.upper()}"
+    with pytest.raises(InvalidSettings, match=f"{variable} must be a number of at least 0, not '-1'"):
+        Settings.from_environment({variable: "-1"})
+
+
+def test_a_log_probability_is_below_zero() -> None:
+    for text in ("-1", "-0.25", "0"):
+        given = Settings.from_environment({f"VOXGATE_{NEGATIVE.upper()}": text})
+        assert given.whisper_logprob_threshold == float(text)
+
+
+@pytest.mark.parametrize("text", ["many", "nan", "inf", "1,5", "0x10"])
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_bad_number_is_refused_by_its_variables_name(name: str, text: str) -> None:
     variable = f"VOXGATE_{name.upper()}"
     with pytest.raises(InvalidSettings, match=variable) as caught:
         Settings.from_environment({variable: text})
     assert repr(text) in str(caught.value)
+
+
+# Which models that is, and the engine for them.
+
+
+@pytest.mark.parametrize(
+    ("text", "models"),
+    [
+        ("", {}),
+        ("large-v3", {"large-v3": "large-v3"}),
+        ("owner/small", {"small": "owner/small"}),
+        ("/models/tiny/", {"tiny": "/models/tiny/"}),
+        ("s3://weights/whisper/turbo", {"turbo": "s3://weights/whisper/turbo"}),
+        ("whisper-1=large-v3-turbo", {"whisper-1": "large-v3-turbo"}),
+        ("b=owner/b, a=/models/a,small,", {"b": "owner/b", "a": "/models/a", "small": "small"}),
+    ],
+)
+def test_a_model_or_several_have_names(text: str, models: dict[str, str]) -> None:
+    settings = Settings(whisper_model=text)
+    assert wiring.whisper_models(settings) == models
+    assert list(wiring.whisper_models(settings)) == list(models)
+    assert wiring.model_names(settings) == (list(models) or ["pocketsphinx-en-us"])
+
+
+def test_the_engine_gets_what_was_set() -> None:
+    settings = Settings(
+        whisper_model="a=/a,b=/b",
+        whisper_device="cpu",
+        whisper_compute_type="int8",
+        whisper_beam=2,
+        whisper_batch=16,
+        whisper_memory=1.5,
+        whisper_speech_threshold=0.1,
+        whisper_no_speech_threshold=0.2,
+        whisper_logprob_threshold=-0.3,
+        whisper_compression_threshold=0.4,
+        engine_workers=3,
+        data_dir=Path("/data"),
+    )
+    pool = wiring.build_pool(settings)
+    assert isinstance(pool, BatchPool)
+    engine, options = pool._arguments
+    assert engine == "whisper"
+    assert Options(**json.loads(options)) == Options(
+        models={"a": "/a", "b": "/b"},
+        directory="/data/models",
+        device="cpu",
+        compute_type="int8",
+        beam_size=2,
+        batch_size=16,
+        threads=3,
+        budget=1_500_000_000,
+        guards=asdict(Guards(speech=0.1, no_speech=0.2, logprob=-0.3, compression=0.4)),
+    )
+
+
+def test_the_thresholds_are_the_engines_own_unless_they_are_set() -> None:
+    settings = Settings()
+    assert Guards() == Guards(
+        speech=settings.whisper_speech_threshold,
+        no_speech=settings.whisper_no_speech_threshold,
+        logprob=settings.whisper_logprob_threshold,
+        compression=settings.whisper_compression_threshold,
+    )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from voxgate.model import Capabilities, Heard, Segment
+
+if TYPE_CHECKING:
+    from voxgate.engines.live import LivePool
+    from voxgate.engines.process import EngineInfo, Told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +28,10 @@ class Job:
     words: bool = False
     translate: bool = False  # into English
     keywords: tuple[str, ...] = ()
+    model: str = ""  # of several; any other name is the first
+    seconds: float = 0.0  # that it lasts
+    left: float = 600.0  # seconds in which it is wanted
+    priority: str = "interactive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +62,8 @@ class Listening(Protocol):
 
 
 class Engine(Protocol):
-    """A recognizer. `transcribe` decodes the job's audio and raises `UnusableAudio` where that
-    fails. Joined as they are, the segments' texts are the whole text. `sessions` of live speech are
-    understood at once."""
+    """A recognizer that does one thing at a time. `transcribe` decodes the job's audio and raises `UnusableAudio`
+    where that fails. Joined as they are, the segments' texts are the whole text."""
 
     @property
     def name(self) -> str: ...
@@ -63,9 +71,32 @@ class Engine(Protocol):
     @property
     def capabilities(self) -> Capabilities: ...
 
-    @property
-    def sessions(self) -> int: ...
-
     def transcribe(self, job: Job) -> Recognition: ...
 
     def listen(self, language: str | None, *, interim: bool) -> Listening: ...
+
+
+class Pool(Protocol):
+    """Engines at work for this machine's requests."""
+
+    live: LivePool
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last start came to nothing."""
+
+    @property
+    def ready(self) -> bool: ...
+
+    def begin(self) -> asyncio.Task[EngineInfo]:
+        """Begin to start, or begin again after a failure, without waiting for it."""
+
+    async def start(self) -> EngineInfo:
+        """Start unless it runs, and say what it is. Raises `ProviderError`."""
+
+    async def recognize(self, job: Job, heard: Told | None = None) -> tuple[str | None, tuple[Segment, ...]]:
+        """The language heard and the segments, each of which `heard` is told as it is made. Raises
+        `Overloaded`, or `ProviderError` of class CALLER_FAULT for unusable audio and TRANSIENT for an
+        engine that failed. Cancelling this call stops the engine."""
+
+    async def close(self) -> None: ...

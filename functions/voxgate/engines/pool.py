@@ -9,7 +9,7 @@ from typing import Any
 
 from voxgate.engines import Job
 from voxgate.engines.live import LivePool
-from voxgate.engines.process import EngineInfo, Told, Worker
+from voxgate.engines.process import Channel, EngineInfo, Told, Worker
 from voxgate.errors import Overloaded, ProviderError
 from voxgate.model import Segment
 
@@ -19,14 +19,14 @@ _START_TIMEOUT = 600.0  # a large model from a slow disk
 
 
 class EnginePool:
-    """Runs jobs on `workers` processes of one engine, and live speech on `live` others; `arguments` are
-    `engines.worker`'s.
+    """Implements `Pool`: runs jobs on `workers` processes of one engine, and live speech on `live` others;
+    `arguments` are `engines.worker`'s.
 
     At most `queue` jobs wait; one more is refused with `Overloaded`.
     """
 
     def __init__(self, *, arguments: Sequence[str], workers: int, queue: int, live: int = 0) -> None:
-        self.live = LivePool(arguments=arguments, workers=live)
+        self.live = LivePool(lambda: Channel(arguments), most=live)
         self._arguments = tuple(arguments)
         self._size = workers
         self._queue = queue

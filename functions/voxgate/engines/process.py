@@ -1,4 +1,4 @@
-"""One engine process, from the side of its host; see `engines.worker` for the other."""
+"""Engine processes, from the side of their host; see `engines.worker` and `engines.batch_worker` for the other."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ _CANCEL_GRACE = 1.0  # seconds for a cancelled engine to stop by itself
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """`sessions` of live speech are understood at once by each process."""
+    """`sessions` of live speech are understood at once by each process. One that batches decodes `batch` windows
+    at a time, and `speed` of them a second."""
 
     name: str
     capabilities: Capabilities
     sessions: int
+    speed: float = 0.0
+    batch: int = 1
 
 
 class Worker:
@@ -52,11 +55,16 @@ class Worker:
             # ONNX Runtime, which finds where there is speech, would report to its makers.
             env={
                 "ORT_DISABLE_TELEMETRY": "1",
+                # Threads that spin while they wait for each other take the cores from those that they wait for.
+                "OMP_WAIT_POLICY": "passive",
+                "KMP_BLOCKTIME": "0",
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             },
         )
         hello = await self.message()
+        if "failed" in hello:
+            raise ProviderError(FailureClass.TRANSIENT, hello["failed"])
         languages = hello["languages"]
         return EngineInfo(
             str(hello["ready"]),
@@ -65,6 +73,8 @@ class Worker:
                 features=frozenset(Feature(feature) for feature in hello["features"]),
             ),
             hello["sessions"],
+            hello.get("speed", 0.0),
+            hello.get("batch", 1),
         )
 
     async def run(self, job: Job, heard: Told | None) -> tuple[str | None, tuple[Segment, ...]]:
@@ -81,10 +91,8 @@ class Worker:
                         await heard(segments[-1])
                 case {"done": _}:
                     return language, tuple(segments)
-                case {"error": message}:
-                    raise ProviderError(FailureClass.CALLER_FAULT, message, status=400, param="file")
                 case other:
-                    raise ProviderError(FailureClass.TRANSIENT, f"The recognizer failed ({other.get('crash')}).")
+                    raise failure_of(other)
 
     async def cancel(self) -> bool:
         """Stop the job at hand. False where the process did not, and must be replaced."""
@@ -151,6 +159,73 @@ class Worker:
             await self.kill()
             raise ProviderError(FailureClass.TRANSIENT, "The recognizer's answer is malformed.")
         return message
+
+
+class Channel:
+    """A process that serves several at once, each under a number. Who reads is told by `take`, and what belongs to
+    nobody by `aside`."""
+
+    def __init__(self, arguments: Sequence[str], aside: Callable[[dict[str, Any]], None] = lambda _: None) -> None:
+        self.worker = Worker()
+        self.takers: dict[int, Callable[[dict[str, Any]], None]] = {}
+        self.info: EngineInfo | None = None
+        self.started = asyncio.create_task(self._start(arguments))
+        self.ended = asyncio.Event()
+        self._aside = aside
+        self._numbers = 0
+        self._reading: asyncio.Task[None] | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Or about to be."""
+        if not self.started.done():
+            return True
+        return not self.started.cancelled() and self.started.exception() is None and self.worker.alive
+
+    def join(self, take: Callable[[dict[str, Any]], None]) -> int:
+        self._numbers += 1
+        self.takers[self._numbers] = take
+        return self._numbers
+
+    async def end(self) -> None:
+        self.started.cancel()
+        if self._reading is not None:
+            self._reading.cancel()
+        await asyncio.wait([self.started])
+        await self.worker.end()
+        self.ended.set()
+
+    async def _start(self, arguments: Sequence[str]) -> EngineInfo:
+        try:
+            self.info = await self.worker.start(arguments)
+        except BaseException:
+            await self.worker.kill()
+            self.ended.set()
+            raise
+        self._reading = asyncio.create_task(self._read())
+        return self.info
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                message = await self.worker.message()
+                number = message.pop("job", None) or message.pop("live", None)
+                take = self._aside if number is None else self.takers.get(number)
+                if take is not None:
+                    take(message)
+        except ProviderError as error:
+            for take in tuple(self.takers.values()):
+                take({"crash": error.message})
+            self.ended.set()
+
+
+def failure_of(message: Mapping[str, Any]) -> ProviderError:
+    """What a process says of a job that came to nothing."""
+    if "error" in message:
+        return ProviderError(FailureClass.CALLER_FAULT, message["error"], status=400, param="file")
+    if "late" in message:
+        return ProviderError(FailureClass.TRANSIENT, "The recognizer had no time for it before its deadline.")
+    return ProviderError(FailureClass.TRANSIENT, f"The recognizer failed ({message.get('crash')}).")
 
 
 def segment_of(value: dict[str, Any]) -> Segment:

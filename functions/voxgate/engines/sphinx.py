@@ -73,7 +73,6 @@ class SphinxEngine:
 
     name = "sphinx"
     capabilities = Capabilities(languages=frozenset({"en"}), features=frozenset({Feature.WORDS, Feature.LIVE}))
-    sessions = 1
 
     def __init__(self) -> None:
         self._decoder = Decoder(loglevel="FATAL", maxhmmpf=_MOST_STATES)

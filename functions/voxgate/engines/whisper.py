@@ -1,30 +1,44 @@
-"""Whisper by faster-whisper and CTranslate2: used where VOXGATE_WHISPER_MODEL names a model."""
+"""Whisper by faster-whisper and CTranslate2, many windows at a time."""
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import math
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+import ctranslate2
 import numpy as np
 from faster_whisper import WhisperModel
-from faster_whisper.transcribe import Segment as WhisperSegment
+from faster_whisper.audio import pad_or_trim
+from faster_whisper.tokenizer import Tokenizer
+from faster_whisper.transcribe import get_compression_ratio, get_suppressed_tokens
+from faster_whisper.vad import VadOptions, get_speech_timestamps
+from numpy.typing import NDArray
 
 from voxgate import languages
 from voxgate.audio.decode import RATE, decode
-from voxgate.engines import Job, Recognition
-from voxgate.engines.whisper_live import Samples, WhisperListening
+from voxgate.engines import Job
+from voxgate.engines.batching import Again, Row
+from voxgate.engines.windows import LONGEST, Samples, Spans, Window, windows
 from voxgate.model import Capabilities, Feature, Segment, Word
 
-# Whisper's features of four hours would be gigabytes, so the audio is worked through in pieces,
-# each cut at the quietest tenth of a second near its end.
-_PIECE = 600 * RATE
-_SEARCH = 15 * RATE
-_TENTH = RATE // 10
+logger = logging.getLogger(__name__)
+
 # Whisper's own codes where they are not ISO 639-1's (`languages.parse` reads them back).
 _THEIRS = {"jv": "jw", "nb": "no"}
 # The method is Whisper's own: sample hotter while the text repeats itself or is improbable.
 _TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-
+_BEST_OF = 5
+_LEAST_REST = 100  # frames (of 10 ms) that are worth another look, where the text ends before the window does
+_BEFORE, _AFTER = "\"'“¿([{-", "\"'.。,，!！?？:：”)]}、"  # what belongs to the word after, and before
+_UNLOAD_TRIES, _UNLOAD_WAIT = 100, 0.01
+# Sound that rises and falls by less is no speech, whatever the detector says: of a second, and of a single word.
+_STEADY_DB, _STEADY_WORD_DB = 6.0, 3.2
 
 _FEATURES = frozenset(
     {
@@ -34,15 +48,93 @@ _FEATURES = frozenset(
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guards:
+    """What is not taken for speech, and which text not for its words. `speech` is the least probability of Silero's
+    detector; `no_speech` Whisper's own, above which a text of a mean log-probability below `logprob` is none;
+    `compression` the ratio above which a text repeats itself."""
+
+    speech: float = 0.5
+    no_speech: float = 0.6
+    logprob: float = -1.0
+    compression: float = 2.4
+
+
+@dataclass(slots=True)
+class _Heard:
+    """One request's options, and its language once that is known."""
+
+    model: str
+    job: Job
+    prompt: tuple[int, ...]
+    temperatures: tuple[float, ...]
+    language: str | None  # Whisper's code
+
+
+@dataclass(frozen=True, slots=True)
+class _Try:
+    tokens: list[int]
+    temperature: float
+    logprob: float
+    compression: float
+    no_speech: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """A window, or the rest of one from the frame `seek` on; `tries` are the texts that were not good enough."""
+
+    heard: _Heard
+    window: Window
+    features: NDArray[np.float32]
+    seek: int = 0
+    tries: tuple[_Try, ...] = field(default=())
+
+    @property
+    def temperature(self) -> float:
+        return self.heard.temperatures[len(self.tries)]
+
+    @property
+    def frames(self) -> int:
+        return int(self.features.shape[-1]) - self.seek
+
+
+class _Model(WhisperModel):  # type: ignore[misc] # which has no types
+    """faster-whisper's, which places the words of one row by an alignment that was made for many."""
+
+    def find_alignment(
+        self, tokenizer: Tokenizer, text_tokens: Any, encoder_output: Any, num_frames: Any, median_filter_width: int = 7
+    ) -> Any:
+        if isinstance(encoder_output, list):
+            return encoder_output
+        return super().find_alignment(tokenizer, text_tokens, encoder_output, num_frames, median_filter_width)
+
+
+def weight(directory: str) -> int:
+    """Bytes that a model's weights take."""
+    return sum(file.stat().st_size for file in Path(directory).glob("model.bin"))
+
+
 class WhisperEngine:
-    """Implements `Engine`. `model` is a CTranslate2 model's directory or a hub name; `device` and
-    `compute_type` are CTranslate2's."""
+    """One model. `directory` is a CTranslate2 model's, or a hub name; `device` and `compute_type` are CTranslate2's.
+    Raises `OSError`, `RuntimeError` or `ValueError` where it cannot be loaded."""
 
-    sessions = 16
-
-    def __init__(self, *, model: str, device: str = "auto", compute_type: str = "default") -> None:
-        self.name = model.rstrip("/").rsplit("/", 1)[-1]
-        self._model = WhisperModel(model, device=device, compute_type=compute_type)
+    def __init__(
+        self,
+        directory: str,
+        *,
+        name: str,
+        device: str = "auto",
+        compute_type: str = "default",
+        beam_size: int = 5,
+        guards: Guards | None = None,
+    ) -> None:
+        self.name = name
+        self._model = _Model(directory, device=device, compute_type=compute_type)
+        self._multilingual = bool(self._model.model.is_multilingual)  # which only a loaded one says
+        self._beam_size = beam_size
+        self._guards = guards or Guards()
+        self.bytes = weight(directory)
         # The list is of all Whisper models'; which of them this one knows, its vocabulary says.
         known = self._model.hf_tokenizer.token_to_id
         listed = self._model.supported_languages
@@ -52,116 +144,282 @@ class WhisperEngine:
             languages=frozenset(codes | {ours for ours, code in _THEIRS.items() if code in theirs}),
             features=_FEATURES | ({Feature.TRANSLATION} if len(listed) > 1 else set()),
         )
+        self._tokenizers: dict[tuple[str, bool], Tokenizer] = {}
 
-    def transcribe(self, job: Job) -> Recognition:
-        pieces = _pieces(decode(job.path, job.container, max_seconds=job.max_seconds))
+    @property
+    def loaded(self) -> bool:
+        return bool(self._model.model.model_is_loaded)
+
+    def load(self) -> None:
+        self._model.model.load_model()
+
+    def unload(self) -> None:
+        for _ in range(_UNLOAD_TRIES):
+            self._model.model.unload_model()
+            if not self.loaded:
+                return
+            time.sleep(_UNLOAD_WAIT)  # right after a batch it may still count as being at work
+
+    # What a request becomes.
+
+    def heard(self, job: Job, *, tries: int | None = None) -> _Heard:
         language = _THEIRS.get(job.language or "", job.language)
-        first = next(pieces, None)
-        if first is None:
-            return Recognition(job.language, iter(()))
-        found, heard = self._piece(first, job, language)
-        code = job.language or (languages.parse(found) if found else None)
-        return Recognition(code, self._all(heard, pieces, job, language or found))
+        if not self._multilingual:
+            language = "en"
+        temperatures = (job.temperature,) if job.temperature else _TEMPERATURES
+        return _Heard(self.name, job, self._prompt(job), temperatures[:tries], language)
 
-    def listen(self, language: str | None, *, interim: bool) -> WhisperListening:
-        return WhisperListening(self._utterance, _quietest, language, interim=interim)
+    def rows(self, heard: _Heard) -> Generator[Row[Task] | None]:
+        """Raises `UnusableAudio`."""
+        job = heard.job
+        for window in windows(decode(job.path, job.container, max_seconds=job.max_seconds), self.speech):
+            yield None if window is None else self.row(heard, window)
 
-    def _utterance(self, samples: Samples, language: str | None, words: bool) -> tuple[str | None, Segment | None]:
-        segments, info = self._model.transcribe(
-            samples,
-            language=_THEIRS.get(language or "", language),
-            temperature=_TEMPERATURES if words else 0.0,
-            beam_size=5 if words else 1,
-            word_timestamps=words,
-            condition_on_previous_text=False,
+    def row(self, heard: _Heard, window: Window) -> Row[Task]:
+        features = self._model.feature_extractor(window.samples)[..., :-1]
+        return self._row(Task(heard, window, features), audio=window.seconds)
+
+    def _row(self, task: Task, *, audio: float = 0.0) -> Row[Task]:
+        heard, job = task.heard, task.heard.job
+        # What does not share a batch. Where the language is still to be found, it is each row's own.
+        kind = (self.name, job.language, job.translate, heard.prompt, task.temperature, job.words)
+        return Row(kind, task, LONGEST / RATE, audio)
+
+    def _prompt(self, job: Job) -> tuple[int, ...]:
+        """What stands before a transcript: names to listen for, and the end of the prompt."""
+        if not job.prompt and not job.keywords:
+            return ()
+        tokenizer = self._tokenizer("en", translate=False)
+        most = self._model.max_length // 2 - 1
+        names = tokenizer.encode(" " + ", ".join(job.keywords))[:most] if job.keywords else []
+        said = tokenizer.encode(" " + job.prompt.strip()) if job.prompt else []
+        left = max(most - len(names), 0)
+        return (tokenizer.sot_prev, *names, *(said[-left:] if left else ()))
+
+    def _tokenizer(self, language: str, *, translate: bool) -> Tokenizer:
+        key = (language, translate)
+        if key not in self._tokenizers:
+            model = self._model
+            task = "translate" if translate else "transcribe"
+            self._tokenizers[key] = Tokenizer(model.hf_tokenizer, self._multilingual, task=task, language=language)
+        return self._tokenizers[key]
+
+    def speech(self, samples: Samples, *, pause: float = 0.5) -> Spans:
+        """Stretches of it, with more than that many seconds between them."""
+        options = VadOptions(
+            threshold=self._guards.speech,
+            min_speech_duration_ms=200,
+            min_silence_duration_ms=round(pause * 1000),
+            max_speech_duration_s=LONGEST / RATE - 1,
+            speech_pad_ms=200,
         )
-        heard = list(_segments(segments, 0.0, len(samples) / RATE))
-        if not heard:
-            return None, None
-        said = tuple(word for segment in heard for word in segment.words or ())
-        text = "".join(segment.text for segment in heard)
-        return languages.parse(info.language), Segment(heard[0].start, heard[-1].end, text, said if words else None)
+        spans = get_speech_timestamps(samples, options)
+        found = [(span["start"], min(span["end"], span["start"] + LONGEST)) for span in spans]
+        return [(start, end) for start, end in found if not _steady(samples[start:end])]
 
-    def _all(
-        self, heard: Iterator[Segment], pieces: Iterator[tuple[int, Samples]], job: Job, language: str | None
-    ) -> Iterator[Segment]:
-        yield from heard
-        for piece in pieces:
-            yield from self._piece(piece, job, language)[1]
+    # What a batch becomes.
 
-    def _piece(
-        self, piece: tuple[int, Samples], job: Job, language: str | None
-    ) -> tuple[str | None, Iterator[Segment]]:
-        offset, samples = piece
-        segments, info = self._model.transcribe(
-            samples,
-            language=language,
-            task="translate" if job.translate else "transcribe",
-            initial_prompt=job.prompt,
-            hotwords=", ".join(job.keywords) or None,
-            temperature=job.temperature or _TEMPERATURES,
-            word_timestamps=job.words,
-            vad_filter=True,  # bare Whisper invents words for silence
-            condition_on_previous_text=False,  # one bad window must not colour the rest
+    def decode(self, tasks: Sequence[Task]) -> list[list[Segment] | Again[Task]]:
+        """Tasks of one kind."""
+        model = self._model
+        features = np.stack([pad_or_trim(task.features[..., task.seek :]) for task in tasks])
+        encoded = model.encode(features)
+        found = self._find_languages(tasks, encoded)
+        tokenizers = [
+            self._tokenizer(task.heard.language or "en", translate=task.heard.job.translate) for task in tasks
+        ]
+        prompts = [
+            [*task.heard.prompt, *tokenizer.sot_sequence] for task, tokenizer in zip(tasks, tokenizers, strict=True)
+        ]
+        temperature = tasks[0].temperature
+        sampling: dict[str, Any] = {"beam_size": self._beam_size}
+        if temperature > 0:
+            sampling = {"beam_size": 1, "num_hypotheses": _BEST_OF, "sampling_topk": 0}
+            sampling["sampling_temperature"] = temperature
+        results = model.model.generate(
+            encoded,
+            prompts,
+            max_length=model.max_length,
+            return_scores=True,
+            return_no_speech_prob=True,
+            suppress_blank=True,
+            suppress_tokens=get_suppressed_tokens(tokenizers[0], [-1]),
+            max_initial_timestamp_index=round(1.0 / model.time_precision),
+            **sampling,
         )
-        # Where there is no speech, the language that it reports is a guess at nothing.
-        return info.language if info.duration_after_vad else None, _segments(
-            segments, offset / RATE, len(samples) / RATE
+        tries = [_tried(result, tokenizer, temperature) for result, tokenizer in zip(results, tokenizers, strict=True)]
+        chosen = [self._choose(task, tried) for task, tried in zip(tasks, tries, strict=True)]
+        split = [
+            self._split(task, tokenizer, choice or tried)
+            for task, tokenizer, choice, tried in zip(tasks, tokenizers, chosen, tries, strict=True)
+        ]
+        if tasks[0].heard.job.words:
+            self._align(tasks, tokenizers, [segments for segments, _ in split], encoded)
+        outcomes: list[list[Segment] | Again[Task]] = []
+        for task, tokenizer, choice, tried, (segments, rest) in zip(
+            tasks, tokenizers, chosen, tries, split, strict=True
+        ):
+            if choice is None:
+                again = dataclasses.replace(task, tries=(*task.tries, tried))
+                outcomes.append(Again(self._row(again)))
+                continue
+            if not self._is_speech(choice):
+                if task in found:
+                    task.heard.language = None  # it was found in what is no speech
+                outcomes.append([])
+                continue
+            made = [_segment(task, each, choice, tokenizer) for each in segments]
+            told = [segment for segment in made if segment.text.strip()]
+            if rest:
+                again = dataclasses.replace(task, seek=task.seek + rest, tries=())
+                outcomes.append(Again(self._row(again), tuple(told)))
+            else:
+                outcomes.append(told)
+        return outcomes
+
+    def _find_languages(self, tasks: Sequence[Task], encoded: ctranslate2.StorageView) -> list[Task]:
+        """Of those who have none yet, by their first window; whose they were."""
+        found: list[Task] = []
+        if not all(task.heard.language for task in tasks):
+            for task, ranked in zip(tasks, self._model.model.detect_language(encoded), strict=True):
+                if task.heard.language is None:
+                    task.heard.language = ranked[0][0][2:-2]
+                    found.append(task)
+        return found
+
+    def _choose(self, task: Task, tried: _Try) -> _Try | None:
+        """The text to take; None where a hotter one is to be tried."""
+        guards = self._guards
+        silent = tried.no_speech > guards.no_speech and tried.logprob < guards.logprob
+        good = tried.compression <= guards.compression and tried.logprob >= guards.logprob
+        if good or silent:
+            return tried
+        if len(task.tries) + 1 < len(task.heard.temperatures):
+            return None
+        tries = (*task.tries, tried)
+        return max([each for each in tries if each.compression <= guards.compression] or tries, key=lambda t: t.logprob)
+
+    def _is_speech(self, choice: _Try) -> bool:
+        guards = self._guards
+        silent = choice.no_speech > guards.no_speech and choice.logprob < guards.logprob
+        return not silent and choice.compression <= guards.compression
+
+    def _split(self, task: Task, tokenizer: Tokenizer, choice: _Try) -> tuple[list[dict[str, Any]], int]:
+        """Segments by the text's own times, in seconds from the task's first frame, and how many frames on there
+        is more to come; 0 where there is none."""
+        segments, seek, _ = self._model._split_segments_by_timestamps(
+            tokenizer=tokenizer,
+            tokens=choice.tokens,
+            time_offset=0.0,
+            segment_size=task.frames,
+            segment_duration=task.frames / self._model.frames_per_second,
+            seek=0,
         )
+        if _LEAST_REST <= seek <= task.frames - _LEAST_REST:
+            return segments, seek
+        rest = choice.tokens[sum(len(segment["tokens"]) for segment in segments) :]
+        if any(token < tokenizer.eot for token in rest):  # a text whose end is missing, and not worth another look
+            end = task.frames / self._model.frames_per_second
+            segments.append({"seek": 0, "start": segments[-1]["end"], "end": end, "tokens": rest})
+        return segments, 0
+
+    def _align(
+        self,
+        tasks: Sequence[Task],
+        tokenizers: Sequence[Tokenizer],
+        rows: Sequence[list[dict[str, Any]]],
+        encoded: ctranslate2.StorageView,
+    ) -> None:
+        """Words and their times into the segments. Each language goes by its own start, for all rows, of which only
+        its own are kept."""
+        frames = [task.frames for task in tasks]
+        for tokenizer in dict.fromkeys(tokenizers):
+            texts = [[token for segment in row for token in segment["tokens"] if token < tokenizer.eot] for row in rows]
+            aligned = self._model.find_alignment(tokenizer, texts, encoded, frames)
+            for row, alignment, count, own in zip(rows, aligned, frames, tokenizers, strict=True):
+                if own is tokenizer:
+                    self._model.add_word_timestamps([row], tokenizer, [alignment], count, _BEFORE, _AFTER, 0.0)
+
+    def warm_up(self, *, most: int) -> tuple[int, float]:
+        """The number of windows at a time that is the fastest here, up to so many, and how many a second they are."""
+        size, fastest = 1, 0.0
+        count = 1
+        while count <= min(most, 4 * size):  # one that is no faster is passed over once
+            try:
+                took = self._time(count)
+            except RuntimeError as error:  # out of memory
+                if count == 1:
+                    raise
+                logger.info("batches of %d do not fit: %s", count, error)
+                break
+            if count / took > fastest * 1.02:
+                size, fastest = count, count / took
+            if took > _WARM_SECONDS:
+                break
+            count *= 2
+        logger.info("%s decodes %d windows at a time, %.2f a second", self.name, size, fastest)
+        return size, fastest
+
+    def _time(self, count: int) -> float:
+        shape = (count, self._model.feature_extractor.mel_filters.shape[0], 3000)
+        noise = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        prompt = [list(self._tokenizer("en", translate=False).sot_sequence)] * count
+        begun = time.perf_counter()
+        encoded = self._model.encode(noise)
+        self._model.model.generate(encoded, prompt, beam_size=self._beam_size, max_length=_WARM_TOKENS)
+        return time.perf_counter() - begun
 
 
-def _segments(heard: Iterable[WhisperSegment], offset: float, length: float) -> Iterator[Segment]:
-    """As ours: on the recording's own clock, inside it, and with no number that JSON lacks."""
-
-    def at(seconds: float) -> float:
-        return offset + min(max(float(seconds), 0.0), length)
-
-    for segment in heard:
-        if not segment.text.strip():
-            continue
-        words = None
-        if segment.words is not None:
-            words = tuple(Word(w.word.strip(), at(w.start), at(w.end), _finite(w.probability)) for w in segment.words)
-        yield Segment(
-            start=at(segment.start),
-            end=at(max(segment.end, segment.start)),
-            text=segment.text,
-            words=words,
-            seek=round(offset * 100) + segment.seek,
-            tokens=tuple(segment.tokens),
-            temperature=_finite(segment.temperature),
-            avg_logprob=_finite(segment.avg_logprob),
-            compression_ratio=_finite(segment.compression_ratio),
-            no_speech_prob=_finite(segment.no_speech_prob),
-        )
+_WARM_TOKENS = 48
+_WARM_SECONDS = 10.0  # a machine where one batch takes so long is not asked for a larger one
 
 
-def _pieces(pcm: Iterable[bytes]) -> Iterator[tuple[int, Samples]]:
-    """Pieces of at most ten minutes, each with its first sample's number."""
-    offset = 0
-    pending: list[Samples] = []
-    size = 0
-    for chunk in pcm:
-        samples = np.frombuffer(chunk, "<i2").astype(np.float32) / np.float32(32768)
-        pending.append(samples)
-        size += len(samples)
-        if size >= _PIECE:
-            whole = np.concatenate(pending)
-            cut = _quietest(whole, _SEARCH)
-            yield offset, whole[:cut]
-            offset += cut
-            pending, size = [whole[cut:]], len(whole) - cut
-    if size:
-        yield offset, np.concatenate(pending)
+def _tried(result: Any, tokenizer: Tokenizer, temperature: float) -> _Try:
+    tokens = result.sequences_ids[0]
+    # CTranslate2's score is the mean; Whisper's divides by one token more, for the end.
+    logprob = result.scores[0] * len(tokens) / (len(tokens) + 1)
+    text = tokenizer.decode(tokens).strip()
+    return _Try(tokens, temperature, logprob, get_compression_ratio(text), result.no_speech_prob)
 
 
-def _quietest(samples: Samples, search: int) -> int:
-    """In the last so many of them."""
-    tail = samples[-search:]
-    tenths = tail[: len(tail) // _TENTH * _TENTH].reshape(-1, _TENTH)
-    quietest = int(np.argmin((tenths**2).mean(axis=1)))
-    return len(samples) - len(tail) + quietest * _TENTH + _TENTH // 2
+def _segment(task: Task, heard: dict[str, Any], choice: _Try, tokenizer: Tokenizer) -> Segment:
+    """On the recording's own clock, inside of the window, and with no number that JSON lacks."""
+    offset, window = task.seek / 100, task.window
+
+    def at(seconds: float, *, end: bool = False) -> float:
+        return window.at(offset + seconds, end=end)
+
+    start = at(heard["start"])
+    words = heard.get("words")
+    return Segment(
+        start=start,
+        end=max(at(max(heard["end"], heard["start"]), end=True), start),
+        text=tokenizer.decode(heard["tokens"]),
+        words=None
+        if words is None
+        else tuple(_word(word, at(word["start"]), at(word["end"], end=True)) for word in words),
+        seek=round(window.start * 100) + task.seek,
+        tokens=tuple(heard["tokens"]),
+        temperature=choice.temperature,
+        avg_logprob=_finite(choice.logprob),
+        compression_ratio=_finite(choice.compression),
+        no_speech_prob=_finite(choice.no_speech),
+    )
+
+
+def _word(word: dict[str, Any], start: float, end: float) -> Word:
+    return Word(word["word"].strip(), start, max(start, end), _finite(word["probability"]))
 
 
 def _finite(value: float | None) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
+
+
+def _steady(samples: Samples) -> bool:
+    """Whether it rises and falls less than any speech does."""
+    frames = samples[: len(samples) // 320 * 320].reshape(-1, 320)
+    if not len(frames):
+        return False
+    levels = 10 * np.log10((frames.astype(np.float64) ** 2).mean(axis=1) + 1e-10)
+    least = _STEADY_DB if len(samples) >= RATE else _STEADY_WORD_DB
+    return bool(np.percentile(levels, 95) - np.percentile(levels, 10) < least)

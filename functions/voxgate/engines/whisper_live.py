@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
-from faster_whisper.vad import VadOptions, get_speech_timestamps
-from numpy.typing import NDArray
 
 from voxgate.audio.decode import RATE
+from voxgate.engines.windows import Samples, Spans
 from voxgate.model import Heard, Segment
 
-Samples = NDArray[np.float32]
 # The language that was heard, and the utterance; words only where they are wanted.
 Understand = Callable[[Samples, str | None, bool], tuple[str | None, Segment | None]]
 
@@ -21,17 +20,19 @@ _PAUSE_SECONDS = 0.6  # of silence, which end an utterance
 _LONGEST = 28 * RATE  # Whisper's window is thirty seconds
 _SEARCH = 5 * RATE  # in which a longer one is cut where it is quietest
 _MARGIN = RATE // 2  # of silence that is kept, for a weak onset
-_SPEECH = VadOptions(min_silence_duration_ms=int(_PAUSE_SECONDS * 1000), speech_pad_ms=200)
+_TENTH = RATE // 10
+
+
+class Detector(Protocol):
+    def __call__(self, samples: Samples, *, pause: float) -> Spans: ...
 
 
 class WhisperListening:
-    """Implements `Listening`. `quietest` is the place in some samples' last so many where they can be cut."""
+    """Implements `Listening`."""
 
-    def __init__(
-        self, understand: Understand, quietest: Callable[[Samples, int], int], language: str | None, *, interim: bool
-    ) -> None:
+    def __init__(self, understand: Understand, speech: Detector, language: str | None, *, interim: bool) -> None:
         self._understand = understand
-        self._quietest = quietest
+        self._speech = speech
         self._language = language
         self._interim = interim
         self._samples = np.empty(0, np.float32)
@@ -63,7 +64,7 @@ class WhisperListening:
         window = self._samples[: min(_LONGEST, len(self._samples) if cut is None else cut)]
         whole = cut is not None and len(window) == cut
         self._looked = len(window)
-        spans = [(span["start"], span["end"]) for span in get_speech_timestamps(window, _SPEECH)] if len(window) else []
+        spans = self._speech(window, pause=_PAUSE_SECONDS) if len(window) else []
         done = 0
         while spans and (whole or len(spans) > 1 or spans[0][1] + _PAUSE_SECONDS * RATE <= len(window)):
             start, done = spans.pop(0)
@@ -72,7 +73,7 @@ class WhisperListening:
             done = len(window) if whole else max(len(window) - _MARGIN, done)
             yield Heard(Segment(self._at(done), self._at(done), ""), final=True)
         elif len(window) == _LONGEST:
-            start, done = spans[0][0], self._quietest(window, _SEARCH)
+            start, done = spans[0][0], _quietest(window)
             if start < done:
                 yield self._final(start, done)
         elif self._interim and cut is None and len(window) >= self._shown + _PARTIAL:
@@ -98,3 +99,11 @@ class WhisperListening:
         self._samples = self._samples[count:]
         self._from += count
         self._looked, self._shown = max(self._looked - count, 0), max(self._shown - count, 0) if count else self._shown
+
+
+def _quietest(samples: Samples) -> int:
+    """The middle of the quietest tenth of a second near their end."""
+    tail = samples[-_SEARCH:]
+    tenths = tail[: len(tail) // _TENTH * _TENTH].reshape(-1, _TENTH)
+    quietest = int(np.argmin((tenths**2).mean(axis=1)))
+    return len(samples) - len(tail) + quietest * _TENTH + _TENTH // 2

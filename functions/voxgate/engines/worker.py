@@ -42,13 +42,16 @@ def main(arguments: list[str]) -> None:
     # handle, which lets its requests finish and then closes our input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.nice(5)  # recognition takes every cycle it can get; the server must stay quick beside it
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    if arguments[:1] == ["whisper"]:
+        _batches(arguments[1], out)
+        return
+    os.nice(5)  # recognition takes every cycle it can get; the server must stay quick beside it
     engine = load(arguments)
     capabilities = engine.capabilities
     languages = None if capabilities.languages is None else sorted(capabilities.languages)
     hello = {"ready": engine.name, "languages": languages, "features": sorted(capabilities.features)}
-    _send(out, hello | {"sessions": engine.sessions})
+    _send(out, hello | {"sessions": 1})
     inbox: Queue[str] = Queue(_INBOX)
     threading.Thread(target=_read, args=(inbox,), daemon=True).start()
     live = _Live(engine, out)
@@ -58,6 +61,27 @@ def main(arguments: list[str]) -> None:
             live.take(message, more=not inbox.empty())
         else:
             _work(engine, Job(**message), out)
+
+
+def _batches(options: str, out: Any) -> None:
+    from voxgate.engines.batch_worker import BatchWorker, Options, why
+
+    lock = threading.Lock()
+
+    def send(message: dict[str, Any]) -> None:
+        with lock:
+            _send(out, message)
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        worker = BatchWorker(Options(**json.loads(options)), send)
+    except Exception as error:  # noqa: BLE001 - the process's entry point: some libraries raise nothing better
+        send({"failed": why(error)})
+        return
+    send(worker.hello())
+    for line in sys.stdin:
+        worker.take(json.loads(line))
+    worker.close()
 
 
 def _read(inbox: Queue[str]) -> None:
@@ -99,6 +123,7 @@ class _Live:
                 pass  # it failed, and its host does not know yet
             case {"pcm": pcm}:
                 self._sessions[number].push(base64.b64decode(pcm))
+                _send(self._out, {"live": number, "took": True})
             case {"finalize": True}:
                 self._sessions[number].finalize()
             case {"drop": True}:
@@ -115,16 +140,12 @@ class _Live:
 
 
 def load(arguments: list[str]) -> Engine:
-    """`sphinx`, or `whisper MODEL DEVICE COMPUTE-TYPE`."""
+    """`sphinx`. Whisper is none of these: see `engines.batch_worker`."""
     match arguments:
         case ["sphinx"]:
             from voxgate.engines.sphinx import SphinxEngine
 
             return SphinxEngine()
-        case ["whisper", model, device, compute_type]:
-            from voxgate.engines.whisper import WhisperEngine
-
-            return WhisperEngine(model=model, device=device, compute_type=compute_type)
         case _:
             raise SystemExit(f"unknown engine: {arguments}")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from voxgate.accounts import Scope
@@ -15,11 +15,13 @@ from voxgate.accounts.credentials import ANYONE, Caller
 from voxgate.catalog import Catalog, Deployment, Model, ProviderEntry
 from voxgate.dialects.live import PATH
 from voxgate.dialects.openai import InferenceDialect, TranslationDialect
-from voxgate.engines.pool import EnginePool
+from voxgate.engines import Pool
+from voxgate.engines.batch_pool import BatchPool
 from voxgate.errors import Overloaded, ProviderUnavailable
 from voxgate.hosts.asgi import AsgiApp
 from voxgate.hosts.http import Application, Request, Response, health, json_response, transcription
-from voxgate.hosts.reading import models
+from voxgate.hosts.prometheus import gpu, prometheus
+from voxgate.hosts.reading import models as list_models
 from voxgate.hosts.sockets import Sockets
 from voxgate.hosts.tokens import no_upgrade
 from voxgate.live import Live
@@ -29,22 +31,34 @@ from voxgate.multipart import Limits
 from voxgate.providers.embedded import EmbeddedProvider
 from voxgate.routing.health import Health
 from voxgate.settings import Settings
-from voxgate.transcribe import Transcriber
+from voxgate.transcribe import Transcriber, deadline, priority
 from voxgate.wiring import build_references
 
 
-def build_inference(*, pool: EnginePool, model: str, settings: Settings, spool_dir: Path) -> AsgiApp:
-    """`model` is what the engine's model is called here, besides `default`. Staged audio is fetched from the
-    settings' bucket, and from nowhere else."""
+def build_inference(*, pool: Pool, models: list[str], settings: Settings, spool_dir: Path) -> AsgiApp:
+    """`models` are what the engine's are called here; the first is also the `default`. Staged audio is fetched from
+    the settings' bucket, and from nowhere else."""
     entry = ProviderEntry(name="embedded", kind="inference")
-    deployment = Deployment(provider=entry, upstream_model=model, price=0)
-    catalog = Catalog([Model(id=model, aliases=("default",), deployments=(deployment,))])
+    deployments = {name: (Deployment(provider=entry, upstream_model=name, price=0),) for name in models}
+    catalog = Catalog(
+        [
+            Model(id=name, aliases=("default",) if name == models[0] else (), deployments=deployments[name])
+            for name in models
+        ]
+    )
+
+    def check(headers: Mapping[str, str]) -> None:
+        """Before the body: what would come too late in any case is refused at once."""
+        if isinstance(pool, BatchPool):
+            pool.check(priority(headers), 0.0, min(deadline(headers), settings.provider_timeout))
+
+    gate = Unmetered(check)
     provider = EmbeddedProvider(pool=pool, max_audio_seconds=settings.max_audio_seconds)
     references = build_references(settings)
     transcriber = Transcriber(
         catalog=catalog,
         providers={"embedded": provider},
-        gate=Unmetered(),
+        gate=gate,
         health=Health(),
         references=references,
         spool_dir=spool_dir,
@@ -86,7 +100,8 @@ def build_inference(*, pool: EnginePool, model: str, settings: Settings, spool_d
             "/health": {"GET": health},
             "/health/live": {"GET": health},
             "/health/ready": {"GET": ready},
-            **models(catalog, _anyone),
+            "/metrics": {"GET": prometheus(provider, pool)},
+            **list_models(catalog, _anyone),
         }
     )
     live = Live(transcriber=transcriber, gate=Unmetered(), max_seconds=settings.max_audio_seconds)
@@ -103,22 +118,12 @@ async def _report(metrics: Metrics, provider: EmbeddedProvider) -> None:
     """Each minute, what the number of machines is scaled by, zeroes too, and how busy this one is."""
     while True:
         metrics.add("QueuedAudioSeconds", provider.queued_seconds)
-        for name, percent in zip(("GpuUtilization", "GpuMemoryUtilization"), await _gpu(), strict=False):
-            metrics.add(name, percent)
+        if found := await gpu():
+            busy, used, total = found
+            metrics.add("GpuUtilization", busy)
+            metrics.add("GpuMemoryUtilization", 100 * used / total)
         metrics.flush()
         await asyncio.sleep(60)
-
-
-async def _gpu() -> list[float]:
-    """The percentages of its time and of its memory that are in use; nothing where there is none."""
-    query = ("--query-gpu=utilization.gpu,memory.used,memory.total", "--format=csv,noheader,nounits")
-    try:
-        asked = await asyncio.create_subprocess_exec("nvidia-smi", *query, stdout=subprocess.PIPE)
-        said, _ = await asked.communicate()
-        busy, used, total = map(float, said.decode().partition("\n")[0].split(","))
-    except (OSError, ValueError):
-        return []
-    return [busy, 100 * used / total]
 
 
 async def _anyone(request: Request, scope: Scope | None) -> Caller:

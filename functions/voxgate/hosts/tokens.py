@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 
@@ -23,7 +24,7 @@ def tokens(meter: Meter, clock: Callable[[], float] = time.time) -> Handler:
     async def handle(request: Request) -> Response:
         caller = await meter.reading(request.id, request.headers, Scope.TRANSCRIBE, request.told)
         form = await _token_form(request)
-        token, expires = keys.generate(keys.TOKEN), int(clock()) + form.expires_in
+        token, expires = keys.generate(keys.TOKEN), math.ceil(clock()) + form.expires_in
         key = await meter.store.find_key(caller.key_id)
         await meter.store.create_token(keys.digest(token), key, expires)
         return json_response({"token": token, "expires_in": form.expires_in, "expires_at": expires})

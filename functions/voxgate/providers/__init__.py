@@ -20,7 +20,7 @@ class Call:
     """One attempt: the request, who is to serve it, and the audio, which lasts `duration` seconds.
     `reference` is where the audio is staged, for a provider that fetches it by itself; `exchange` takes
     down what is said, for those who may see that. `heard` is to be told the transcript's pieces as they are
-    made, by a provider that makes pieces."""
+    made, by a provider that makes pieces. `left` is the seconds after which nobody waits for it any more."""
 
     request: TranscriptionRequest
     deployment: Deployment
@@ -30,6 +30,7 @@ class Call:
     reference: str | None = None
     exchange: Exchange | None = None
     heard: Callable[[Delta], Awaitable[None]] | None = None
+    left: float = 600.0
 
     @property
     def file_name(self) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from voxgate.engines import Job
-from voxgate.engines.pool import EnginePool
+from voxgate.engines import Job, Pool
 from voxgate.model import Capabilities, Delta, Segment, Transcript
 from voxgate.providers import Ask, Call, LiveEngine
 
@@ -11,7 +10,7 @@ from voxgate.providers import Ask, Call, LiveEngine
 class EmbeddedProvider:
     """Implements `Provider` over engine processes."""
 
-    def __init__(self, *, pool: EnginePool, max_audio_seconds: float) -> None:
+    def __init__(self, *, pool: Pool, max_audio_seconds: float) -> None:
         self._pool = pool
         self._max_audio_seconds = max_audio_seconds
         self.queued_seconds = 0.0  # of audio, waiting or at work
@@ -31,6 +30,10 @@ class EmbeddedProvider:
             words=request.words,
             translate=request.translate,
             keywords=request.keywords,
+            model=call.deployment.upstream_model,
+            seconds=call.duration,
+            left=call.left,
+            priority=request.priority,
         )
 
         async def heard(segment: Segment) -> None:
@@ -54,7 +57,7 @@ class EmbeddedProvider:
         )
 
     async def listen(self, ask: Ask) -> LiveEngine:
-        return await self._pool.live.listen(ask.language, interim=ask.interim)
+        return await self._pool.live.listen(ask.language, model=ask.deployment.upstream_model, interim=ask.interim)
 
     async def close(self) -> None:
         await self._pool.close()

@@ -23,7 +23,15 @@ class InferenceAdapter(OpenAIAdapter):
         form = request.form or ()
         if call.reference is not None:
             form = (*form, ("s3", call.reference))
-        return dataclasses.replace(request, path=f"v1/{request.path}", form=form, with_file=call.reference is None)
+        # So that it takes on nothing that it cannot finish in time.
+        headers = {"x-voxgate-deadline": f"{call.left:.3f}", "x-voxgate-priority": call.request.priority}
+        return dataclasses.replace(
+            request,
+            path=f"v1/{request.path}",
+            headers={**request.headers, **headers},
+            form=form,
+            with_file=call.reference is None,
+        )
 
     def parse_response(self, answer: WireAnswer, call: Call) -> Transcript:
         try:

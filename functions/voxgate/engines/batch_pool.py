@@ -1,0 +1,182 @@
+"""Recordings on one engine process that decodes the windows of many at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+from dataclasses import asdict
+from typing import Any
+
+from voxgate.engines import Job
+from voxgate.engines.live import LivePool
+from voxgate.engines.process import Channel, EngineInfo, Told, failure_of, segment_of
+from voxgate.errors import Overloaded, ProviderError
+from voxgate.model import Priority, Segment
+
+logger = logging.getLogger(__name__)
+
+_WINDOW = 30.0  # seconds; a shorter one costs the same
+_PRIORITIES = tuple(Priority)
+_SAFE = 1.1  # how much longer than expected it may take
+_DECAY = 0.3
+_SECONDS = 1.0  # between two reports of the process
+_LONGEST_PAUSE = 30.0
+
+
+class BatchPool:
+    """Implements `Pool`. `queue` requests at most wait or are at work; what cannot be done before its deadline is
+    refused, by what is ahead of it and how fast that went so far."""
+
+    def __init__(self, *, options: dict[str, Any], queue: int) -> None:
+        self._arguments = ("whisper", json.dumps(options))
+        self._queue = queue
+        self._channel: Channel | None = None
+        self._requests: dict[int, _Waiting] = {}
+        self.speed = 0.0  # windows a second
+        self._batch = 1
+        self._keeping: asyncio.Task[None] | None = None
+        self.live = LivePool(self._shared, most=1, shared=True)
+        self.stats = Totals()
+
+    async def start(self) -> EngineInfo:
+        """Raises `ProviderError`."""
+        return await asyncio.shield(self.begin())
+
+    def begin(self) -> asyncio.Task[EngineInfo]:
+        return self._shared().started
+
+    @property
+    def failed(self) -> bool:
+        channel = self._channel
+        return channel is not None and channel.started.done() and not self.ready
+
+    @property
+    def ready(self) -> bool:
+        return self._channel is not None and self._channel.info is not None and self._channel.alive
+
+    @property
+    def queued_seconds(self) -> float:
+        """Of audio, waiting or at work."""
+        return sum(waiting.left for waiting in self._requests.values())
+
+    @property
+    def queued(self) -> int:
+        return len(self._requests)
+
+    def check(self, priority: str, seconds: float, left: float) -> None:
+        """Raises `Overloaded` where so many seconds of audio cannot be heard within the time that is `left`."""
+        if len(self._requests) >= self._queue:
+            raise self._overloaded(1)
+        rank = _PRIORITIES.index(Priority(priority))
+        ahead = sum(w.windows for w in self._requests.values() if _PRIORITIES.index(Priority(w.priority)) <= rank)
+        before = ahead + self._batch if ahead else 0  # what is at work is so as a whole
+        if self.speed and (before + _windows(seconds)) / self.speed * _SAFE > left:
+            raise self._overloaded(ahead)
+
+    async def recognize(self, job: Job, heard: Told | None = None) -> tuple[str | None, tuple[Segment, ...]]:
+        """As `EnginePool.recognize` does."""
+        channel = self._shared()
+        await asyncio.shield(channel.started)
+        self.check(job.priority, job.seconds, job.left)
+        messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        number = channel.join(messages.put_nowait)
+        waiting = self._requests[number] = _Waiting(job.priority, job.seconds)
+        segments: list[Segment] = []
+        done = False
+        try:
+            asked = asdict(job)
+            await channel.worker.send({"job": number, "priority": job.priority, "seconds": job.left, "do": asked})
+            while True:
+                message = await messages.get()
+                if "segment" in message:
+                    segments.append(segment_of(message["segment"]))
+                    waiting.left = max(job.seconds - segments[-1].end, 0.0)
+                    if heard is not None:
+                        await heard(segments[-1])
+                    continue
+                done = True
+                if "done" in message:
+                    return message["language"], tuple(segments)
+                raise failure_of(message)
+        finally:
+            del channel.takers[number], self._requests[number]
+            if not done and channel.alive:
+                channel.worker.post({"cancel": number})
+
+    async def close(self) -> None:
+        if self._keeping is not None:
+            self._keeping.cancel()
+        if self._channel is not None:
+            await self._channel.end()
+
+    def _shared(self) -> Channel:
+        if self._channel is None or not self._channel.alive:
+            self._channel = Channel(self._arguments, self._report)
+            self._channel.started.add_done_callback(self._started)
+        return self._channel
+
+    def _started(self, task: asyncio.Task[EngineInfo]) -> None:
+        if task.cancelled():
+            return
+        self._keeping = self._keeping or asyncio.create_task(self._keep())
+        if (error := task.exception()) is None:
+            self.speed, self._batch = task.result().speed, task.result().batch
+        else:
+            logger.error("the recognizer does not start: %s", error)
+
+    async def _keep(self) -> None:
+        """Starts it again where it ends."""
+        pause = 0.0
+        while self._channel is not None:
+            await self._channel.ended.wait()
+            await asyncio.sleep(pause)
+            try:
+                await self.start()
+                pause = 0.0
+            except (ProviderError, OSError):
+                pause = min(pause * 2 + 1, _LONGEST_PAUSE)
+
+    def _report(self, message: dict[str, Any]) -> None:
+        stats = message.get("stats")
+        if stats is None:
+            return
+        self.stats.add(stats)
+        if stats["decoding"] > 0:
+            busy = max(stats["decoding"], _SECONDS if stats["backlog"] else 0.0)
+            self.speed += _DECAY * (stats["rows"] / busy - self.speed)
+
+    def _overloaded(self, ahead: int) -> Overloaded:
+        wait = max(math.ceil(ahead / self.speed), 1) if self.speed else 1
+        return Overloaded(f"The recognizer's queue is full; try again in {wait} s.", retry_after=wait)
+
+
+class _Waiting:
+    def __init__(self, priority: str, seconds: float) -> None:
+        self.priority = priority
+        self.left = seconds
+
+    @property
+    def windows(self) -> int:
+        return _windows(self.left)
+
+
+def _windows(seconds: float) -> int:
+    return max(math.ceil(seconds / _WINDOW), 1)
+
+
+class Totals:
+    """What the process has reported since its start; the latest where it is a state."""
+
+    def __init__(self) -> None:
+        self.batches: dict[int, int] = {}
+        self.sums: dict[str, float] = {}
+        self.loaded: dict[str, bool] = {}
+
+    def add(self, stats: dict[str, Any]) -> None:
+        for size, count in stats["batches"].items():
+            self.batches[int(size)] = self.batches.get(int(size), 0) + count
+        for name in ("rows", "seconds", "decoding", "preparing", "waiting"):
+            self.sums[name] = self.sums.get(name, 0.0) + stats[name]
+        self.loaded = stats["loaded"]
