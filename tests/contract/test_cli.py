@@ -390,7 +390,8 @@ def test_live_prints_every_message_as_json(server: Server) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     messages = [json.loads(line) for line in done.stdout.splitlines()]
     assert [message["sequence"] for message in messages] == list(range(len(messages)))
-    assert {message["type"] for message in messages} == {"ready", "partial", "final", "done"}
+    # What comes faster than it is spoken may be over before there is anything to show of it.
+    assert {message["type"] for message in messages} - {"partial"} == {"ready", "final", "done"}
     assert (messages[0]["type"], messages[-1]["type"], messages[-1]["text"]) == ("ready", "done", TEXT)
 
 
