@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from voxgate.audio.decode import RATE
-from voxgate.engines.windows import Samples, Spans
+from voxgate.engines.windows import Samples, Spans, floats
 from voxgate.model import Heard, Segment
 
 # The language that was heard, and the utterance; words only where they are wanted.
@@ -41,8 +41,7 @@ class WhisperListening:
         self._cuts: list[int] = []
 
     def push(self, pcm: bytes) -> None:
-        new = np.frombuffer(pcm, "<i2").astype(np.float32) / np.float32(32768)
-        self._samples = np.concatenate([self._samples, new])
+        self._samples = np.concatenate([self._samples, floats(pcm)])
 
     def finalize(self) -> None:
         self._cuts.append(self._from + len(self._samples))

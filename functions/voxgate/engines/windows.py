@@ -55,7 +55,7 @@ def windows(pcm: Iterable[bytes], speech: Callable[[Samples], Spans]) -> Iterato
     parts: list[Samples] = []
     size, offset, block = 0, 0, _FIRST
     for chunk in pcm:
-        parts.append(np.frombuffer(chunk, "<i2").astype(np.float32) / np.float32(32768))
+        parts.append(floats(chunk))
         size += len(parts[-1])
         if size >= block:
             samples, block = np.concatenate(parts), _BLOCK
@@ -72,6 +72,11 @@ def windows(pcm: Iterable[bytes], speech: Callable[[Samples], Spans]) -> Iterato
         samples = np.concatenate(parts)
         yield from packed.add(samples, speech(samples), offset)
     yield from packed.rest()
+
+
+def floats(pcm: bytes) -> Samples:
+    """Whole signed 16-bit little-endian samples, as Whisper takes them."""
+    return np.frombuffer(pcm, "<i2").astype(np.float32) / np.float32(32768)
 
 
 class _Packed:
