@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from typing import Any
 
 from voxgate.audio import UnusableAudio
+from voxgate.audio.decode import BYTES_PER_SECOND
 from voxgate.audio.live import Decoder, decoder
 from voxgate.catalog import Deployment, started_tenths
 from voxgate.dialects import live as dialect
@@ -37,7 +38,7 @@ from voxgate.transcribe import Transcriber
 
 logger = logging.getLogger(__name__)
 
-_SECOND = 32_000  # bytes of what recognizers take
+_SECOND = BYTES_PER_SECOND  # of what recognizers take
 _SLICE = 50  # tenths of a second that are set aside at a time
 _IDLE_SECONDS = 30.0
 _BURST_SECONDS, _MOST_SPEED = 30.0, 16  # how far, and then how many times as fast as speech, audio may come

@@ -18,7 +18,7 @@ from av.container import InputContainer
 from voxgate.audio import NoAudio, UnusableAudio
 
 RATE = 16_000
-_BYTES_PER_SECOND = RATE * 2
+BYTES_PER_SECOND = RATE * 2
 _UNREADABLE = "The audio cannot be decoded: the file is damaged, cut off, or not what its first bytes say."
 
 
@@ -55,7 +55,7 @@ def opened(source: str | BinaryIO | Pipe, demuxer: str) -> Iterator[tuple[InputC
 def decode(source: str | BinaryIO | Pipe, demuxer: str, *, max_seconds: float) -> Iterator[bytes]:
     """Yield the audio track's samples. Raises `UnusableAudio` for a file that has none, that is
     damaged beyond use, or that lasts longer than `max_seconds`."""
-    left = max_seconds * _BYTES_PER_SECOND
+    left = max_seconds * BYTES_PER_SECOND
     with opened(source, demuxer) as (container, stream):
         for pcm in _resampled(_frames(container, stream)):
             left -= len(pcm)

@@ -16,6 +16,7 @@ from websockets.asyncio.client import connect as connect_
 from websockets.exceptions import ConnectionClosed, ConnectionClosedOK, InvalidStatus, WebSocketException
 
 from voxgate import __version__
+from voxgate.audio.decode import BYTES_PER_SECOND
 from voxgate.errors import FailureClass, Overloaded, ProviderError
 from voxgate.model import Heard
 from voxgate.providers import Ask
@@ -27,7 +28,6 @@ _PING_SECONDS = 20.0
 _DEAD_SECONDS = 60.0  # who has so much to do that it does not read is as good as gone
 _QUIET_SECONDS = 4.0  # without audio; Deepgram hangs up after ten
 _LOOK_SECONDS = 1.0
-_BYTES_PER_SECOND = 32_000
 
 
 class LiveWire(Protocol):
@@ -114,7 +114,7 @@ class LiveSocket:
                 body = json_of(message if isinstance(message, bytes) else message.encode())
                 heard = self._wire.parse(body)
                 if heard is not None:
-                    yield Heard(placed(heard.segment, self._fed / _BYTES_PER_SECOND), heard.final)
+                    yield Heard(placed(heard.segment, self._fed / BYTES_PER_SECOND), heard.final)
         except ConnectionClosed as error:
             raise _lost(error) from error
         except MALFORMED as error:
