@@ -726,7 +726,7 @@ SLOW = [Script(delay=5), Script(stall_after=0), Script(stall_after=30)]
 def test_a_connection_that_fails_is_a_failed_attempt(desk: Desk, script: Script) -> None:
     begun = time.monotonic()
     assert desk.fails(script, first_byte=0.1).failure is FailureClass.TRANSIENT
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < 4
 
 
 def test_nobody_there_is_a_failed_attempt(desk: Desk) -> None:

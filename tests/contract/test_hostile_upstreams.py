@@ -881,6 +881,8 @@ def test_what_nobody_was_told_nobody_has_for_less_later(tmp_path: Path, how: str
 # --- Time: each one's share, and conversions within it ----------------------------------------------
 
 SECONDS = 3.0
+# What a busy machine may add: less than one who had the whole time twice.
+SLACK = 0.9 * SECONDS
 STALLS = {"silent": LATE, "stalls": Script(stall_after=10), "drips": Script(drip=0.3)}
 SLOW: dict[str, tuple[str, ...]] = {f"first-{stall}": ("a", "b") for stall in STALLS}
 SLOW |= {"all": ("a", "b", "c"), "one": ("a",)}
@@ -927,7 +929,7 @@ def test_one_that_stalls_leaves_the_next_its_share(hasty: Place, slow: dict[str,
     timed = slow[f"first-{stall}"]
     assert hasty.served(timed.response)[0] == "b"
     assert timed.response.json()["text"] == TEXT
-    assert timed.seconds < SECONDS + 1
+    assert timed.seconds < SECONDS + SLACK
 
 
 def test_when_all_stall_each_had_its_share(hasty: Place, slow: dict[str, Timed]) -> None:
@@ -937,19 +939,19 @@ def test_when_all_stall_each_had_its_share(hasty: Place, slow: dict[str, Timed])
     for name in "abc":
         assert f"{name}: transient" in error["message"]
         assert hasty.upstreams[name].asked("all")
-    assert 0.9 * SECONDS < timed.seconds < 1.1 * SECONDS + 1
+    assert 0.9 * SECONDS < timed.seconds < SECONDS + SLACK
 
 
 def test_one_that_is_alone_has_all_of_it(hasty: Place, slow: dict[str, Timed]) -> None:
     assert slow["one"].response.status_code == 502
-    assert 0.9 * SECONDS < slow["one"].seconds < 1.1 * SECONDS + 1
+    assert 0.9 * SECONDS < slow["one"].seconds < SECONDS + SLACK
     assert len(hasty.upstreams["a"].asked("one")) == 1
 
 
 def test_a_conversion_ends_with_the_requests_time(hasty: Place, slow: dict[str, Timed]) -> None:
     timed = slow["convert"]
     assert (timed.response.status_code, envelope(timed.response)["code"]) == (502, "provider_unavailable")
-    assert timed.seconds < SECONDS + 3  # the upload is measured before
+    assert timed.seconds < SECONDS + 3 + SLACK  # the upload is measured before
     assert hasty.upstreams["a"].asked("convert") == []
     assert hasty.failures("a/convert") == 0
     until(lambda: hasty.spooled() == 0, 2)
@@ -958,7 +960,7 @@ def test_a_conversion_ends_with_the_requests_time(hasty: Place, slow: dict[str, 
 def test_one_that_is_not_done_in_time_leaves_the_next_its_share(hasty: Place, slow: dict[str, Timed]) -> None:
     timed = slow["convert-first"]
     assert hasty.served(timed.response)[0] == "b"
-    assert timed.seconds < SECONDS + 3
+    assert timed.seconds < SECONDS + 3 + SLACK
     assert hasty.upstreams["a"].asked("convert-first") == []
     assert hasty.failures("a/convert-first") == 0
 

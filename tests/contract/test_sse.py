@@ -488,14 +488,14 @@ def test_each_delta_goes_out_when_it_comes(place: Place, model: str) -> None:
     upstream = place.upstreams[MODELS[model][0].partition(" ")[0]]
     first = {"type": "transcription.text.delta", "text": "one"} if model == "voxtral" else delta("one")
     last = {"type": "transcription.done"} if model == "voxtral" else {"type": "transcript.text.done"}
-    upstream.will(sse(first, 0.5, last | {"text": "one"}), model=model)
+    upstream.will(sse(first, 2.0, last | {"text": "one"}), model=model)
     begun = time.monotonic()
     with place.stream(model) as wire:
         events = wire.events()
         assert next(events)["delta"] == "one"
-        assert time.monotonic() - begun < 0.4
+        assert time.monotonic() - begun < 1.9
         assert [event["type"] for event in events] == ["transcript.text.done"]
-        assert time.monotonic() - begun >= 0.5
+        assert time.monotonic() - begun >= 2.0
 
 
 @pytest.mark.parametrize("path", [OPENAI, LITELLM], ids=["openai", "litellm"])

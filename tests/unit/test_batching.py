@@ -552,6 +552,34 @@ def test_what_passes_its_deadline_under_way_is_not_gone_on_with(start: Start) ->
     assert decoder.order == ["a0", "a1"]
 
 
+def test_who_cannot_be_done_in_time_gives_way_to_those_who_can(start: Start) -> None:
+    decoder = Decoder("slow")
+    batcher = start(decoder)
+    slow, hopeless, hopeful = Asker(["slow"]), Asker(["a"], deadline=time.monotonic() + PATIENCE), Asker(["b"])
+    for asker in (slow, hopeless, hopeful):
+        batcher.submit(asker.request)
+    decoder.reached("slow")
+    hopeless.ready(1)
+    hopeful.ready(1)
+    batcher.usual = 2 * PATIENCE
+    decoder.go_on()
+    assert hopeful.ended() is hopeless.ended() is None  # with nobody else there it is tried
+    assert decoder.order == ["slow", "b", "a"]
+
+
+def test_how_long_a_batch_takes_is_seen(start: Start) -> None:
+    decoder = Decoder("slow")
+    batcher = start(decoder)
+    assert batcher.usual == 0
+    slow = Asker(["slow"])
+    batcher.submit(slow.request)
+    decoder.reached("slow")
+    time.sleep(0.1)
+    decoder.go_on()
+    assert slow.ended() is None
+    assert batcher.usual >= 0.03
+
+
 def test_a_deadline_binds_what_is_still_being_prepared(start: Start) -> None:
     batcher = start(Decoder())
     go = threading.Event()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from voxgate.model import Capabilities, Heard, Segment
 
 if TYPE_CHECKING:
+    from voxgate.engines.admission import Admission
     from voxgate.engines.live import LivePool
     from voxgate.engines.process import EngineInfo, Told
 
@@ -80,6 +81,7 @@ class Pool(Protocol):
     """Engines at work for this machine's requests."""
 
     live: LivePool
+    admission: Admission
 
     @property
     def failed(self) -> bool:

@@ -10,17 +10,15 @@ from dataclasses import asdict
 from typing import Any
 
 from voxgate.engines import Job
+from voxgate.engines.admission import Admission, Admitted
 from voxgate.engines.live import LivePool
 from voxgate.engines.process import Channel, EngineInfo, Told, failure_of, segment_of
-from voxgate.errors import Overloaded, ProviderError
-from voxgate.model import Priority, Segment
+from voxgate.errors import ProviderError
+from voxgate.model import Segment
 
 logger = logging.getLogger(__name__)
 
 _WINDOW = 30.0  # seconds; a shorter one costs the same
-_PRIORITIES = tuple(Priority)
-_SAFE = 1.1  # how much longer than expected it may take
-_DECAY = 0.3
 _SECONDS = 1.0  # between two reports of the process
 _LONGEST_PAUSE = 30.0
 
@@ -31,11 +29,8 @@ class BatchPool:
 
     def __init__(self, *, options: dict[str, Any], queue: int) -> None:
         self._arguments = ("whisper", json.dumps(options))
-        self._queue = queue
         self._channel: Channel | None = None
-        self._requests: dict[int, _Waiting] = {}
-        self.speed = 0.0  # windows a second
-        self._batch = 1
+        self.admission = Admission(most=queue, cost=_windows)
         self._keeping: asyncio.Task[None] | None = None
         self.live = LivePool(self._shared, most=1, shared=True)
         self.stats = Totals()
@@ -56,33 +51,18 @@ class BatchPool:
     def ready(self) -> bool:
         return self._channel is not None and self._channel.info is not None and self._channel.alive
 
-    @property
-    def queued_seconds(self) -> float:
-        """Of audio, waiting or at work."""
-        return sum(waiting.left for waiting in self._requests.values())
-
-    @property
-    def queued(self) -> int:
-        return len(self._requests)
-
-    def check(self, priority: str, seconds: float, left: float) -> None:
-        """Raises `Overloaded` where so many seconds of audio cannot be heard within the time that is `left`."""
-        if len(self._requests) >= self._queue:
-            raise self._overloaded(1)
-        rank = _PRIORITIES.index(Priority(priority))
-        ahead = sum(w.windows for w in self._requests.values() if _PRIORITIES.index(Priority(w.priority)) <= rank)
-        before = ahead + self._batch if ahead else 0  # what is at work is so as a whole
-        if self.speed and (before + _windows(seconds)) / self.speed * _SAFE > left:
-            raise self._overloaded(ahead)
-
     async def recognize(self, job: Job, heard: Told | None = None) -> tuple[str | None, tuple[Segment, ...]]:
         """As `EnginePool.recognize` does."""
         channel = self._shared()
         await asyncio.shield(channel.started)
-        self.check(job.priority, job.seconds, job.left)
+        with self.admission.admit(job) as admitted:
+            return await self._recognize(channel, job, admitted, heard)
+
+    async def _recognize(
+        self, channel: Channel, job: Job, admitted: Admitted, heard: Told | None
+    ) -> tuple[str | None, tuple[Segment, ...]]:
         messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         number = channel.join(messages.put_nowait)
-        waiting = self._requests[number] = _Waiting(job.priority, job.seconds)
         segments: list[Segment] = []
         done = False
         try:
@@ -92,7 +72,7 @@ class BatchPool:
                 message = await messages.get()
                 if "segment" in message:
                     segments.append(segment_of(message["segment"]))
-                    waiting.left = max(job.seconds - segments[-1].end, 0.0)
+                    admitted.left = max(job.seconds - segments[-1].end, 0.0)
                     if heard is not None:
                         await heard(segments[-1])
                     continue
@@ -101,7 +81,7 @@ class BatchPool:
                     return message["language"], tuple(segments)
                 raise failure_of(message)
         finally:
-            del channel.takers[number], self._requests[number]
+            del channel.takers[number]
             if not done and channel.alive:
                 channel.worker.post({"cancel": number})
 
@@ -122,7 +102,9 @@ class BatchPool:
             return
         self._keeping = self._keeping or asyncio.create_task(self._keep())
         if (error := task.exception()) is None:
-            self.speed, self._batch = task.result().speed, task.result().batch
+            self.admission.speed = 0.0
+            self.admission.went(task.result().speed)
+            self.admission.batch = task.result().batch
         else:
             logger.error("the recognizer does not start: %s", error)
 
@@ -145,21 +127,7 @@ class BatchPool:
         self.stats.add(stats)
         if stats["decoding"] > 0:
             busy = max(stats["decoding"], _SECONDS if stats["backlog"] else 0.0)
-            self.speed += _DECAY * (stats["rows"] / busy - self.speed)
-
-    def _overloaded(self, ahead: int) -> Overloaded:
-        wait = max(math.ceil(ahead / self.speed), 1) if self.speed else 1
-        return Overloaded(f"The recognizer's queue is full; try again in {wait} s.", retry_after=wait)
-
-
-class _Waiting:
-    def __init__(self, priority: str, seconds: float) -> None:
-        self.priority = priority
-        self.left = seconds
-
-    @property
-    def windows(self) -> int:
-        return _windows(self.left)
+            self.admission.went(stats["rows"] / busy)
 
 
 def _windows(seconds: float) -> int:

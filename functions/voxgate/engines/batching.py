@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 _AHEAD = 4  # rows of a request that are prepared and wait, at least
 _NEVER = float("inf")
+_DECAY = 0.3
 
 
 class Priority(IntEnum):
@@ -122,6 +123,7 @@ class Batcher(Generic[T]):
         self._closed = False
         self._stats = Stats()
         self._ahead = max(_AHEAD, size)
+        self.usual = 0.0  # seconds that a batch takes, a decayed mean
         self._threads = [threading.Thread(target=self._prepare_all, daemon=True) for _ in range(threads)]
         self._threads.append(threading.Thread(target=self._decode_all, name="decode", daemon=True))
         for thread in self._threads:
@@ -241,11 +243,13 @@ class Batcher(Generic[T]):
         return batch
 
     def _take(self, batch: list[_Taken[T]]) -> list[_Taken[T]]:
+        """Who cannot be done before its deadline gives way to those who can."""
+        ends = time.monotonic() + self.usual
         while len(batch) < self.size:
             waiting = [r for r in self._requests if r.ready and (not batch or r.ready[0][1].kind == batch[0][2].kind)]
             if not waiting:
                 break
-            request = min(waiting, key=_turn)
+            request = min(waiting, key=lambda request: (request.deadline < ends, *_turn(request)))
             index, row = request.ready.popleft()
             self._now[request.priority] = max(self._now[request.priority], request.turn)
             request.turn += row.seconds
@@ -265,8 +269,10 @@ class Batcher(Generic[T]):
             for request, _, _ in batch:
                 self._end(request, error)
             return
+        took = time.monotonic() - begun
         with self._changed:
-            self._stats.decoding += time.monotonic() - begun
+            self.usual += _DECAY * (took - self.usual)
+            self._stats.decoding += took
             self._stats.waiting += waited
             self._stats.batches[len(batch)] = self._stats.batches.get(len(batch), 0) + 1
             self._stats.rows += len(batch)

@@ -8,34 +8,35 @@ from collections.abc import Sequence
 from typing import Any
 
 from voxgate.engines import Job
+from voxgate.engines.admission import Admission
 from voxgate.engines.live import LivePool
 from voxgate.engines.process import Channel, EngineInfo, Told, Worker
-from voxgate.errors import Overloaded, ProviderError
+from voxgate.errors import ProviderError
 from voxgate.model import Segment
 
 logger = logging.getLogger(__name__)
 
 _START_TIMEOUT = 600.0  # a large model from a slow disk
+_OVERHEAD = 1.0  # seconds of audio that take as long as what each recording takes besides
 
 
 class EnginePool:
     """Implements `Pool`: runs jobs on `workers` processes of one engine, and live speech on `live` others;
     `arguments` are `engines.worker`'s.
 
-    At most `queue` jobs wait; one more is refused with `Overloaded`.
+    At most `queue` jobs wait; one more is refused with `Overloaded`, and so is one that cannot be done in its time,
+    once it is known how fast they are.
     """
 
     def __init__(self, *, arguments: Sequence[str], workers: int, queue: int, live: int = 0) -> None:
         self.live = LivePool(lambda: Channel(arguments), most=live)
         self._arguments = tuple(arguments)
         self._size = workers
-        self._queue = queue
+        self.admission = Admission(most=workers + queue, cost=_cost, abreast=workers)
         self._idle: asyncio.Queue[Worker] = asyncio.Queue()
         self._workers: set[Worker] = set()
-        self._waiting = 0
         self._starting: asyncio.Task[EngineInfo] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._seconds = 5.0  # a decayed mean of how long a job takes, for Retry-After
 
     async def start(self) -> EngineInfo:
         """Start the processes unless they run, and say what they are. Raises `ProviderError`."""
@@ -62,27 +63,24 @@ class EnginePool:
         `Overloaded`, or `ProviderError` of class CALLER_FAULT for unusable audio and TRANSIENT for an
         engine that failed. Cancelling this call stops the engine."""
         await self.start()
-        if self._idle.empty() and self._waiting >= self._queue:
-            wait = max(1, round(self._seconds * (self._waiting + 1) / self._size))
-            raise Overloaded(f"The recognizer's queue is full; try again in {wait} s.", retry_after=wait)
-        self._waiting += 1
-        try:
+        with self.admission.admit(job):
             while not (worker := await self._idle.get()).alive:
                 self._spawn(self._recover(worker))  # it died while it had nothing to do
-        finally:
-            self._waiting -= 1
+            return await self._run(worker, job, heard)
+
+    async def _run(self, worker: Worker, job: Job, heard: Told | None) -> tuple[str | None, tuple[Segment, ...]]:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         finished = False
         try:
             result = await worker.run(job, heard)
             finished = True
+            self.admission.went(_cost(job.seconds) / (loop.time() - begun))
             return result
         except ProviderError:
             finished = worker.alive
             raise
         finally:
-            self._seconds += 0.2 * (loop.time() - begun - self._seconds)
             if finished:
                 self._idle.put_nowait(worker)
             else:  # it died, or the client hung up: not this caller's time to spend
@@ -144,3 +142,7 @@ class EnginePool:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _cost(seconds: float) -> float:
+    return seconds + _OVERHEAD

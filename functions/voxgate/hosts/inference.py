@@ -16,7 +16,6 @@ from voxgate.catalog import Catalog, Deployment, Model, ProviderEntry
 from voxgate.dialects.live import PATH
 from voxgate.dialects.openai import InferenceDialect, TranslationDialect
 from voxgate.engines import Pool
-from voxgate.engines.batch_pool import BatchPool
 from voxgate.errors import Overloaded, ProviderUnavailable
 from voxgate.hosts.asgi import AsgiApp
 from voxgate.hosts.http import Application, Request, Response, health, json_response, transcription
@@ -49,8 +48,7 @@ def build_inference(*, pool: Pool, models: list[str], settings: Settings, spool_
 
     def check(headers: Mapping[str, str]) -> None:
         """Before the body: what would come too late in any case is refused at once."""
-        if isinstance(pool, BatchPool):
-            pool.check(priority(headers), 0.0, min(deadline(headers), settings.provider_timeout))
+        pool.admission.check(priority(headers), 0.0, min(deadline(headers), settings.provider_timeout))
 
     gate = Unmetered(check)
     provider = EmbeddedProvider(pool=pool, max_audio_seconds=settings.max_audio_seconds)

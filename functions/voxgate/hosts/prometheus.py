@@ -22,6 +22,7 @@ def prometheus(provider: EmbeddedProvider, pool: Pool) -> Handler:
     async def handle(request: Request) -> Response:
         lines = [*_gauge("ready", "Whether requests are served.", int(pool.ready))]
         lines += _gauge("queue_audio_seconds", "Of audio that waits or is at work.", round(provider.queued_seconds, 3))
+        lines += _gauge("queue_requests", "That wait or are at work.", pool.admission.queued)
         if isinstance(pool, BatchPool):
             lines += _of_batches(pool)
         lines += await _of_gpu()
@@ -32,8 +33,7 @@ def prometheus(provider: EmbeddedProvider, pool: Pool) -> Handler:
 
 def _of_batches(pool: BatchPool) -> Iterator[str]:
     stats = pool.stats
-    yield from _gauge("queue_requests", "That wait or are at work.", pool.queued)
-    yield from _gauge("windows_per_second", "That are decoded while there is work.", round(pool.speed, 3))
+    yield from _gauge("windows_per_second", "That are decoded while there is work.", round(pool.admission.speed, 3))
     yield from _head("batch_size", "histogram", "Windows that were decoded at a time.")
     count = 0
     for size, batches in sorted(stats.batches.items()):
