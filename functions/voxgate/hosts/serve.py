@@ -27,6 +27,9 @@ from voxgate.hosts.http import error_response, request_id
 from voxgate.live import MOST_MESSAGE
 
 _LONGEST_HEAD = 64 * 1024
+# Who sends a body in more reads than so many, of fewer bytes than that at the mean, is read again after a while (of
+# seconds) and not at once: a byte costs as much time as a thousand, and it is the others'.
+_CRUMBS, _CRUMB, _NAP = 64, 4096, 0.005
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -36,6 +39,7 @@ class _Protocol(Impatient, HttpToolsProtocol):
 
     _in_head = True
     _head = 0  # bytes
+    _reads = _read = 0  # of this message, and their bytes
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
@@ -45,9 +49,21 @@ class _Protocol(Impatient, HttpToolsProtocol):
         self._feed(data)
         if self._in_head and self._head > _LONGEST_HEAD:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The request's headers are too long.")
+        self._reads, self._read = self._reads + 1, self._read + len(data)
+        if self._reads > _CRUMBS and self._read < _CRUMB * self._reads and self._may_read():
+            self.transport.pause_reading()
+            self.loop.call_later(_NAP, self._read_on)
+
+    def _may_read(self) -> bool:
+        return not self.flow.read_paused and not self.transport.is_closing()
+
+    def _read_on(self) -> None:
+        if self._may_read():
+            self.transport.resume_reading()
 
     def on_message_begin(self) -> None:
         self._in_head, self._head = True, 0
+        self._reads = self._read = 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
