@@ -15,8 +15,8 @@ def job(seconds: float = 10.0, left: float = 600.0, priority: str = "interactive
     return Job(path="", container="", max_seconds=0.0, seconds=seconds, left=left, priority=priority)
 
 
-def admission(*, most: int = 100, abreast: int = 1, speed: float = 0.0) -> Admission:
-    made = Admission(most=most, cost=float, abreast=abreast)
+def admission(*, most: int = 100, abreast: int = 1, speed: float = 0.0, margin: float = 1.1) -> Admission:
+    made = Admission(most=most, cost=float, abreast=abreast, margin=margin)
     if speed:
         made.went(speed)
     return made
@@ -41,6 +41,12 @@ def test_what_takes_longer_than_it_may_is_refused() -> None:
     door = admission(speed=10.0)
     door.check("interactive", 100, 11.1)
     assert wait(door, 100, 10.9) == 1
+
+
+def test_where_the_speed_is_a_guess_only_who_takes_much_longer_is_refused() -> None:
+    door = admission(speed=10.0, margin=0.5)
+    door.check("interactive", 100, 5.1)
+    assert wait(door, 100, 4.9) == 1
 
 
 def test_what_is_ahead_counts_by_what_is_left_of_it() -> None:

@@ -11,7 +11,6 @@ from voxgate.errors import Overloaded
 from voxgate.model import Priority
 
 _RANKS = {priority: rank for rank, priority in enumerate(Priority)}
-_SAFE = 1.1  # how much longer than expected it may take
 _DECAY = 0.3
 
 
@@ -25,12 +24,14 @@ class Admitted:
 
 class Admission:
     """At most `most` recordings wait or are at work, `abreast` of them at once. `cost` is what so many seconds of
-    audio take, and `speed` how much of that is done in a second; 0 is not known yet."""
+    audio take, and `speed` how much of that is done in a second; 0 is not known yet. What it takes,
+    times `margin`, must be within the time that is left; below 1 where the speed is but a guess."""
 
-    def __init__(self, *, most: int, cost: Callable[[float], float], abreast: int = 1) -> None:
+    def __init__(self, *, most: int, cost: Callable[[float], float], abreast: int = 1, margin: float = 1.0) -> None:
         self._most = most
         self._cost = cost
         self._abreast = abreast
+        self._margin = margin
         self._fastest = 0.0
         self._jobs: set[Admitted] = set()
         self.speed = 0.0
@@ -54,8 +55,8 @@ class Admission:
         wait = max(math.ceil(before / speed), 1) if speed else 1
         if len(self._jobs) >= self._most:
             raise Overloaded(f"The recognizer's queue is full; try again in {wait} s.", retry_after=wait)
-        need = (before + self._cost(seconds)) / speed * _SAFE if speed else 0.0
-        if need > left:
+        need = (before + self._cost(seconds)) / speed if speed else 0.0
+        if need * self._margin > left:
             raise Overloaded(
                 f"The recognizer needs {need:.1f} s for this, and has {left:.1f} s; try again in {wait} s.",
                 retry_after=wait,

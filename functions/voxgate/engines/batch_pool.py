@@ -19,6 +19,7 @@ from voxgate.model import Segment
 logger = logging.getLogger(__name__)
 
 _WINDOW = 30.0  # seconds; a shorter one costs the same
+_MARGIN = 1.1  # how much longer than expected it may take
 _SECONDS = 1.0  # between two reports of the process
 _LONGEST_PAUSE = 30.0
 
@@ -30,8 +31,9 @@ class BatchPool:
     def __init__(self, *, options: dict[str, Any], queue: int) -> None:
         self._arguments = ("whisper", json.dumps(options))
         self._channel: Channel | None = None
-        self.admission = Admission(most=queue, cost=_windows)
+        self.admission = Admission(most=queue, cost=_windows, margin=_MARGIN)
         self._keeping: asyncio.Task[None] | None = None
+        self._failed = False
         self.live = LivePool(self._shared, most=1, shared=True)
         self.stats = Totals()
 
@@ -44,8 +46,7 @@ class BatchPool:
 
     @property
     def failed(self) -> bool:
-        channel = self._channel
-        return channel is not None and channel.started.done() and not self.ready
+        return self._failed and not self.ready
 
     @property
     def ready(self) -> bool:
@@ -101,7 +102,9 @@ class BatchPool:
         if task.cancelled():
             return
         self._keeping = self._keeping or asyncio.create_task(self._keep())
-        if (error := task.exception()) is None:
+        error = task.exception()
+        self._failed = error is not None
+        if error is None:
             self.admission.speed = 0.0
             self.admission.went(task.result().speed)
             self.admission.batch = task.result().batch

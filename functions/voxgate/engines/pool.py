@@ -17,6 +17,7 @@ from voxgate.model import Segment
 logger = logging.getLogger(__name__)
 
 _START_TIMEOUT = 600.0  # a large model from a slow disk
+_MARGIN = 0.5  # what is said and how clearly makes a recording take half or twice as long
 _OVERHEAD = 1.0  # seconds of audio that take as long as what each recording takes besides
 
 
@@ -32,7 +33,7 @@ class EnginePool:
         self.live = LivePool(lambda: Channel(arguments), most=live)
         self._arguments = tuple(arguments)
         self._size = workers
-        self.admission = Admission(most=workers + queue, cost=_cost, abreast=workers)
+        self.admission = Admission(most=workers + queue, cost=_cost, abreast=workers, margin=_MARGIN)
         self._idle: asyncio.Queue[Worker] = asyncio.Queue()
         self._workers: set[Worker] = set()
         self._starting: asyncio.Task[EngineInfo] | None = None
