@@ -18,6 +18,8 @@ from conftest import Server, start_server, stop_server
 from customers import COST, Customer, Office, microdollars, send, wav
 from fakes.inference import Inference
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 KILLS = 20
 CLIENTS = 6
 AUDIO = wav(3.1)

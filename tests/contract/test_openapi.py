@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import httpx
+import pytest
 from openapi_spec_validator import validate
 
 from conftest import Server
+
+pytestmark = pytest.mark.usefixtures("untraced")
 
 
 def test_the_document_is_valid_openapi(server: Server) -> None:

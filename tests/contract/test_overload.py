@@ -26,6 +26,8 @@ from overload import Load, Upload, capacity, overload
 from prometheus import scraped
 from voxgate.audio.decode import decode
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 SECONDS = 12.0  # the bench takes a minute
 TIMES = 3.0
 CLIENTS = 8

@@ -23,6 +23,8 @@ from customers import send
 from fakes.inference import Inference
 from voxgate.hosts import asgi
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 AUDIO = (DATA / "b-slt.mp3").read_bytes()
 BOUNDARY = "b0undary"
 HEAD = (

@@ -5,8 +5,14 @@ import os
 
 import pytest
 
+from conftest import untraced
 from infra.environments import ENVIRONMENTS
 from synthesized import Synthesized, Templates, synthesize, synthesize_pipeline
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _untraced(untraced: None) -> None:
+    """All of these: they run CDK, containers' commands and pip, and little of the library."""
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +21,7 @@ def environments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Synthesi
     several workers, whose directories are beside each other, the first one makes them for all."""
     own = tmp_path_factory.getbasetemp()
     directory = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "cdk"
-    with pytest.MonkeyPatch.context() as patch:
+    with untraced(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("CDK_DOCKER", "/nowhere/docker")  # nothing may ask for it
         return {
             # Whoever runs the tests may have an account.

@@ -34,6 +34,8 @@ from voxgate.accounts import (
 )
 from voxgate.errors import IdempotencyConflict, InsufficientQuota, RateLimited
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 LEASE = 60
 STEPS = 40
 SECOND = 1_000_000  # the model counts in microseconds
