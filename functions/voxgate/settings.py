@@ -36,7 +36,7 @@ class Settings:
     catalog: str = ""
     whisper_model: str = ""
     whisper_device: str = "auto"
-    whisper_compute_type: str = "default"
+    whisper_compute_type: str = ""  # that of the device
     whisper_beam: int = 5
     whisper_batch: int = 0
     whisper_memory: float = 0.0

@@ -93,7 +93,8 @@ def _from_hub(repository: str, into: Path, revision: str) -> None:
     try:
         snapshot_download(repository, revision=revision or None, allow_patterns=_FILES, local_dir=into)
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:
-        raise NoWeights(f"{repository} cannot be fetched from the hub: {type(error).__name__}.") from error
+        lacks = f"{repository} is no directory, and cannot be fetched from the hub: {type(error).__name__}."
+        raise NoWeights(lacks) from error
 
 
 def _from_s3(address: str, into: Path, client: Any = None) -> None:

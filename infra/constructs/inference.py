@@ -184,7 +184,6 @@ class Inference(Construct):
                 "VOXGATE_DRAIN_SECONDS": str(int(_DRAIN.to_seconds()) - 10),  # the rest is for its own end
                 "VOXGATE_WHISPER_MODEL": sizes.model,
                 "VOXGATE_WHISPER_DEVICE": "cuda",
-                "VOXGATE_WHISPER_COMPUTE_TYPE": "float16",
             },
             stop_timeout=_DRAIN,
             gpus=1,

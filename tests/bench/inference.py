@@ -25,6 +25,7 @@ from conftest import Server, inference_service
 from customers import OPENAI, SPEECH
 from fakes import whisper_model
 from overload import PATIENCE, Load, Upload, capacity, overload
+from voxgate.engines.whisper import usual_type
 
 from .busy import speech
 from .report import Goal, Report
@@ -65,7 +66,7 @@ Peer = Callable[[bytes], None]
 
 def peers(model: Path, *, unguarded: bool) -> list[Peer]:
     """With the options that the service has."""
-    plain = WhisperModel(str(model))
+    plain = WhisperModel(str(model), compute_type=usual_type("auto"))
     batched = BatchedInferencePipeline(plain)
     options: dict[str, Any] = {"language": "en", "vad_filter": True, "condition_on_previous_text": False}
     if unguarded:

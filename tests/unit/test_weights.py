@@ -332,7 +332,7 @@ def test_what_was_fetched_from_a_hub_in_part_is_not_taken_for_whole(hub: Hub, tm
     hub.refused = {refused}
     first = command(hub.url, "fetch", "owner/tiny", str(tmp_path))
     assert first.returncode == 1
-    assert "weights.py: owner/tiny cannot be fetched from the hub" in first.stderr
+    assert "weights.py: owner/tiny is no directory, and cannot be fetched from the hub" in first.stderr
     hub.refused = set()
     second = find(hub.url, "owner/tiny", tmp_path)
     assert second.returncode == 0, second.stderr
@@ -343,14 +343,18 @@ def test_a_hub_that_cannot_be_reached_is_said_to_be_that(tmp_path: Path) -> None
     with nobody() as url:
         done = command(url, "fetch", "owner/tiny", str(tmp_path))
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("weights.py: owner/tiny cannot be fetched from the hub: ")
+    assert done.stderr.splitlines()[-1].startswith(
+        "weights.py: owner/tiny is no directory, and cannot be fetched from the hub: "
+    )
     assert "Traceback" not in done.stderr
 
 
 def test_a_model_that_the_hub_does_not_have_is_refused(hub: Hub, tmp_path: Path) -> None:
     done = command(hub.url, "fetch", "owner/other", str(tmp_path))
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("weights.py: owner/other cannot be fetched from the hub: ")
+    assert done.stderr.splitlines()[-1].startswith(
+        "weights.py: owner/other is no directory, and cannot be fetched from the hub: "
+    )
 
 
 def test_what_can_be_no_name_on_a_hub_is_refused(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ class Options:
     models: dict[str, str]
     directory: str = ""
     device: str = "auto"
-    compute_type: str = "default"
+    compute_type: str = ""
     beam_size: int = 5
     batch_size: int = 0  # 0: what is the fastest
     threads: int = 2

@@ -110,13 +110,21 @@ class _Model(WhisperModel):  # type: ignore[misc] # which has no types
         return super().find_alignment(tokenizer, text_tokens, encoder_output, num_frames, median_filter_width)
 
 
+def usual_type(device: str) -> str:
+    """CTranslate2's number format for a device."""
+    if device == "auto":
+        device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
+    return "int8" if device == "cpu" else "float16"
+
+
 def weight(directory: str) -> int:
     """Bytes that a model's weights take."""
     return sum(file.stat().st_size for file in Path(directory).glob("model.bin"))
 
 
 class WhisperEngine:
-    """One model. `directory` is a CTranslate2 model's, or a hub name; `device` and `compute_type` are CTranslate2's.
+    """One model. `directory` is a CTranslate2 model's, or a hub name; `device` and `compute_type` are CTranslate2's, of
+    which the latter goes by the device, unless it is given, and not by how the weights happen to be stored.
     Raises `OSError`, `RuntimeError` or `ValueError` where it cannot be loaded."""
 
     def __init__(
@@ -125,12 +133,12 @@ class WhisperEngine:
         *,
         name: str,
         device: str = "auto",
-        compute_type: str = "default",
+        compute_type: str = "",
         beam_size: int = 5,
         guards: Guards | None = None,
     ) -> None:
         self.name = name
-        self._model = _Model(directory, device=device, compute_type=compute_type)
+        self._model = _Model(directory, device=device, compute_type=compute_type or usual_type(device))
         self._multilingual = bool(self._model.model.is_multilingual)  # which only a loaded one says
         self._beam_size = beam_size
         self._guards = guards or Guards()
