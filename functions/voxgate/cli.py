@@ -112,6 +112,12 @@ def _gateway(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="whisper-1")
 
 
+def _api_key(arguments: Arguments) -> str:
+    if not arguments.api_key:
+        sys.exit("voxgate: set VOXGATE_API_KEY or give --api-key.")
+    return str(arguments.api_key)
+
+
 def _address(parser: argparse.ArgumentParser, port: int) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     parser.add_argument("--port", type=_port, default=port, help="default: %(default)s; 0 takes a free one")
@@ -187,23 +193,20 @@ def _inference(arguments: Arguments) -> int:
 
 
 def _transcribe(arguments: Arguments) -> int:
-    from voxgate.client import EXTENSIONS, ClientError, Options, transcribe
+    from voxgate.client import EXTENSIONS, ClientError, transcribe
 
-    if not arguments.api_key:
-        sys.exit("voxgate: set VOXGATE_API_KEY or give --api-key.")
-    options = Options(
-        base_url=arguments.base_url,
-        api_key=arguments.api_key,
-        model=arguments.model,
-        format=arguments.format,
-        language=arguments.language,
-        prompt=arguments.prompt,
-    )
+    key = _api_key(arguments)
+    fields = {
+        "model": arguments.model,
+        "response_format": arguments.format,
+        "language": arguments.language or None,
+        "prompt": arguments.prompt or None,
+    }
     failed = False
     directory = arguments.output if arguments.output and len(arguments.files) > 1 else None
     for path in arguments.files:
         try:
-            text = transcribe(path, options)
+            text = transcribe(path, arguments.base_url, key, fields)
         except ClientError as error:
             print(f"voxgate: {error}", file=sys.stderr)
             failed = True
@@ -216,19 +219,17 @@ def _transcribe(arguments: Arguments) -> int:
             print(text if text.endswith("\n") else f"{text}\n", end="", flush=True)
         else:
             target.write_text(text, encoding="utf-8")
-    return 1 if failed else 0
+    return int(failed)
 
 
 def _live(arguments: Arguments) -> int:
     from voxgate.client import ClientError
     from voxgate.live_client import Options, live
 
-    if not arguments.api_key:
-        sys.exit("voxgate: set VOXGATE_API_KEY or give --api-key.")
     raw = arguments.file == "-"
     options = Options(
         base_url=arguments.base_url,
-        api_key=arguments.api_key,
+        api_key=_api_key(arguments),
         model=arguments.model,
         language=arguments.language,
         encoding=arguments.encoding or ("pcm_s16le" if raw else None),
@@ -261,15 +262,13 @@ def _fetch(arguments: Arguments) -> int:
 def _smoke(arguments: Arguments) -> int:
     from voxgate.smoke import smoke
 
-    if not arguments.api_key:
-        sys.exit("voxgate: set VOXGATE_API_KEY or give --api-key.")
-    failed = 0
-    for step in smoke(arguments.base_url, arguments.api_key, model=arguments.model):
+    failed = False
+    for step in smoke(arguments.base_url, _api_key(arguments), model=arguments.model):
         print(f"{'FAILED' if step.problem else 'ok':<6}  {step.milliseconds:6.0f} ms  {step.name}", flush=True)
         if step.problem:
             print(f"        {step.problem}", file=sys.stderr)
-            failed += 1
-    return 1 if failed else 0
+            failed = True
+    return int(failed)
 
 
 def _invoke(arguments: Arguments) -> int:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -20,51 +18,36 @@ class ClientError(Exception):
     """What went wrong, in words for the person at the terminal."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    base_url: str
-    api_key: str
-    model: str
-    format: str
-    language: str | None = None
-    prompt: str | None = None
-    timeout: float = 600.0
-
-
-def transcribe(path: Path, options: Options) -> str:
-    """The body of the answer. Raises `ClientError`; shows a progress bar where stderr is a terminal."""
-    data = {"model": options.model, "response_format": options.format}
-    if options.language:
-        data["language"] = options.language
-    if options.prompt:
-        data["prompt"] = options.prompt
+def transcribe(path: Path, base_url: str, api_key: str, fields: Mapping[str, str | None]) -> str:
+    """The body of the answer to the file and what is not None of the form's other fields. Raises
+    `ClientError`; shows a progress bar where stderr is a terminal."""
     try:
         with path.open("rb") as file, _progress(path) as advance:
             response = httpx.post(
-                f"{options.base_url.rstrip('/').removesuffix('/v1')}/v1/audio/transcriptions",
-                headers={"authorization": f"Bearer {options.api_key}"},
-                data=data,
+                f"{base_url.rstrip('/').removesuffix('/v1')}/v1/audio/transcriptions",
+                headers={"authorization": f"Bearer {api_key}"},
+                data={name: value for name, value in fields.items() if value is not None},
                 # A pipe has no length to announce, so it is read first.
                 files={"file": (path.name, cast(BinaryIO, _Counted(file, advance)) if path.is_file() else file.read())},
-                timeout=httpx.Timeout(options.timeout, connect=5.0),
+                timeout=httpx.Timeout(600.0, connect=5.0),
             )
     except UnicodeEncodeError as error:
         raise ClientError("The API key has characters that no API key has.") from error
     except OSError as error:
         raise ClientError(f"{path}: {error.strerror}.") from error
     except httpx.HTTPError as error:
-        raise ClientError(f"{options.base_url} cannot be reached: {error}.") from error
+        raise ClientError(f"{base_url} cannot be reached: {error}.") from error
     if response.status_code != 200:
-        raise ClientError(f"{path}: {_message(response)}")
+        raise ClientError(f"{path}: {refusal(response.status_code, response.content)}")
     return response.text
 
 
-def _message(response: httpx.Response) -> str:
+def refusal(status: int, body: bytes) -> str:
     try:
-        error = response.json()["error"]
-        return f"{error['message']} ({response.status_code} {error['code']})"
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return f"The server answered {response.status_code}, and not in the form of this API."
+        error = json.loads(body)["error"]
+        return f"{error['message']} ({status} {error['code']})"
+    except (ValueError, KeyError, TypeError):
+        return f"The server answered {status}, and not in the form of this API."
 
 
 class _Counted:
@@ -81,15 +64,6 @@ class _Counted:
 
     def fileno(self) -> int:
         return self._file.fileno()
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(lambda: self.read(64 * 1024), b"")
 
 
 @contextlib.contextmanager

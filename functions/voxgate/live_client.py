@@ -19,12 +19,11 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
 
 from voxgate.audio import UnusableAudio
-from voxgate.client import ClientError
+from voxgate.client import ClientError, refusal
 
 _TENTHS = 10  # messages a second
 _PCM = "pcm_s16le"
 _SAMPLE_BYTES = {_PCM: 2, "pcm_f32le": 4, "mulaw": 1, "alaw": 1, "opus": 1}
-_RATE = 16_000
 _RESTART = 1012
 _LONGEST = 4 * 3600.0
 
@@ -37,12 +36,12 @@ class Options:
     base_url: str
     api_key: str
     model: str
-    language: str | None = None
-    encoding: str | None = None
-    sample_rate: int = _RATE
-    channels: int = 1
-    speed: float = 1.0
-    as_json: bool = False
+    language: str | None
+    encoding: str | None
+    sample_rate: int
+    channels: int
+    speed: float
+    as_json: bool
 
 
 def live(path: Path | None, options: Options) -> None:
@@ -50,7 +49,7 @@ def live(path: Path | None, options: Options) -> None:
     try:
         asyncio.run(_live(path, options))
     except InvalidStatus as error:
-        raise ClientError(_refusal(error)) from error
+        raise ClientError(refusal(error.response.status_code, bytes(error.response.body or b""))) from error
     except (InvalidURI, ValueError) as error:
         raise ClientError(f"{options.base_url} is no gateway's address, or the API key is none: {error}.") from error
     except (OSError, WebSocketException) as error:
@@ -67,39 +66,33 @@ async def _live(path: Path | None, options: Options) -> None:
         additional_headers={"authorization": f"Bearer {options.api_key}"},
         compression=None,
     ) as socket:
-        stop = asyncio.Event()
-        with contextlib.suppress(NotImplementedError):  # Windows
-            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
-        pieces = _pieces(path, options, stop)
-        sending = asyncio.create_task(_send(socket, pieces, options, timed=path is not None))
+        speed = 0.0 if path is None or options.encoding == "opus" else options.speed
+        sending = asyncio.create_task(_send(socket, _pieces(path, options), speed))
         showing = asyncio.create_task(_show(socket, as_json=options.as_json))
         try:
-            await asyncio.wait({sending, showing}, return_when=asyncio.FIRST_EXCEPTION)
-            for task in (sending, showing):
-                if task.done():
-                    task.result()
+            await asyncio.gather(sending, showing)
         finally:
             sending.cancel()
             showing.cancel()
             await asyncio.wait({sending, showing})
 
 
-async def _send(socket: ClientConnection, pieces: AsyncIterator[bytes], options: Options, *, timed: bool) -> None:
+async def _send(socket: ClientConnection, pieces: AsyncIterator[bytes], speed: float) -> None:
     clock = asyncio.get_running_loop().time
     begun, sent = clock(), 0
     with contextlib.suppress(ConnectionClosed):  # which is shown
         async for piece in pieces:
             await socket.send(piece)
             sent += 1
-            if timed and options.speed and options.encoding != "opus":
-                await asyncio.sleep(begun + sent / _TENTHS / options.speed - clock())
+            if speed:
+                await asyncio.sleep(begun + sent / _TENTHS / speed - clock())
         await socket.send(json.dumps({"type": "close"}))
 
 
-async def _pieces(path: Path | None, options: Options, stop: asyncio.Event) -> AsyncIterator[bytes]:
-    """A tenth of a second each, until there is no more or it is told to stop."""
+async def _pieces(path: Path | None, options: Options) -> AsyncIterator[bytes]:
+    """A tenth of a second each, until there is no more or the user ends it. Raises `ClientError`."""
     loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
+    queue: asyncio.Queue[bytes | ClientError | None] = asyncio.Queue()
     room = threading.Semaphore(_TENTHS)
 
     def read() -> None:
@@ -108,26 +101,24 @@ async def _pieces(path: Path | None, options: Options, stop: asyncio.Event) -> A
                 room.acquire()
                 loop.call_soon_threadsafe(queue.put_nowait, piece)
 
+    def stop() -> None:
+        """What is read already is not sent any more."""
+        while not queue.empty():
+            queue.get_nowait()
+        queue.put_nowait(None)
+
+    with contextlib.suppress(NotImplementedError):  # Windows
+        loop.add_signal_handler(signal.SIGINT, stop)
     # A thread that nobody waits for: a terminal that says nothing must not keep the program.
     threading.Thread(target=read, daemon=True).start()
-    stopping = asyncio.create_task(stop.wait())
-    while not stop.is_set():
-        getting = asyncio.create_task(queue.get())
-        await asyncio.wait({getting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if not getting.done():
-            getting.cancel()
-            break
-        piece = getting.result()
+    while isinstance(piece := await queue.get(), bytes):
         room.release()
-        if isinstance(piece, Exception):
-            raise piece
-        if piece is None:
-            break
         yield piece
-    stopping.cancel()
+    if piece is not None:
+        raise piece
 
 
-def _safely(path: Path | None, options: Options) -> Iterator[bytes | Exception | None]:
+def _safely(path: Path | None, options: Options) -> Iterator[bytes | ClientError | None]:
     """What is read, and at the end None, or what went wrong."""
     try:
         yield from _read(path, options)
@@ -188,11 +179,3 @@ async def _show(socket: ClientConnection, *, as_json: bool) -> None:
 def _printable(text: str) -> str:
     """Nothing that a terminal would obey."""
     return "".join(c if c.isprintable() else " " for c in text)
-
-
-def _refusal(error: InvalidStatus) -> str:
-    try:
-        said = json.loads(bytes(error.response.body or b""))["error"]
-        return f"{said['message']} ({error.response.status_code} {said['code']})"
-    except (ValueError, KeyError, TypeError):
-        return f"The server answered {error.response.status_code}, and not in the form of this API."
