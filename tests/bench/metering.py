@@ -24,11 +24,11 @@ import boto3
 from moto import mock_aws
 
 from conftest import DATA, ROOT, start_server, stop_server
+from fakes.store import create_table
 from voxgate.accounts import Bounds, Entry, EntryKind, Hold, Key, RateLimits, Store, Ticket, UsageRecord, keys
 from voxgate.accounts.credentials import Authenticator
 from voxgate.accounts.dynamodb import DynamoStore
 from voxgate.accounts.sqlite import SqliteStore
-from voxgate.accounts.table import create_table
 from voxgate.metering import Meter, Reply
 from voxgate.staging.local import LocalStaging
 

@@ -16,8 +16,8 @@ from moto import mock_aws
 from conftest import DATA
 from fakes.api_gateway import ApiGateway
 from fakes.inference import Inference
+from fakes.store import create_table
 from voxgate.accounts import Entry, EntryKind, Key, RateLimits, keys
-from voxgate.accounts.table import create_table
 from voxgate.cli import main
 from voxgate.hosts.gateway import build_application
 from voxgate.hosts.lambda_rest import build_handler

@@ -33,7 +33,6 @@ from voxgate.accounts import (
 )
 from voxgate.accounts.dynamodb import DynamoStore
 from voxgate.accounts.sqlite import SqliteStore
-from voxgate.accounts.table import create_table
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb.client import DynamoDBClient
@@ -178,6 +177,21 @@ class SqliteBackend:
 
     def close(self) -> None:
         pass
+
+
+def create_table(client: DynamoDBClient, table: str) -> None:
+    """The table as the deployment makes it."""
+    client.create_table(
+        TableName=table,
+        KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}, {"AttributeName": "sk", "KeyType": "RANGE"}],
+        AttributeDefinitions=[
+            {"AttributeName": "pk", "AttributeType": "S"},
+            {"AttributeName": "sk", "AttributeType": "S"},
+        ],
+        BillingMode="PAY_PER_REQUEST",
+    )
+    client.get_waiter("table_exists").wait(TableName=table)
+    client.update_time_to_live(TableName=table, TimeToLiveSpecification={"Enabled": True, "AttributeName": "ttl"})
 
 
 class DynamoBackend:

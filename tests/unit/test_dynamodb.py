@@ -14,6 +14,7 @@ import pytest
 from botocore.exceptions import ReadTimeoutError
 from moto import mock_aws
 
+from fakes.store import create_table
 from voxgate.accounts import (
     Bounds,
     Claim,
@@ -31,7 +32,6 @@ from voxgate.accounts import (
     UsageRecord,
 )
 from voxgate.accounts.dynamodb import DynamoStore
-from voxgate.accounts.table import create_table
 from voxgate.errors import IdempotencyConflict, InsufficientQuota, Overloaded, RateLimited
 
 START = 1_795_262_400.0  # 2026-11-21 12:00 UTC

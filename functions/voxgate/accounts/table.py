@@ -29,21 +29,6 @@ _BUSY = {
 }
 
 
-def create_table(client: DynamoDBClient, table: str) -> None:
-    """The table as the deployment makes it, for tests and local use."""
-    client.create_table(
-        TableName=table,
-        KeySchema=[{"AttributeName": "pk", "KeyType": "HASH"}, {"AttributeName": "sk", "KeyType": "RANGE"}],
-        AttributeDefinitions=[
-            {"AttributeName": "pk", "AttributeType": "S"},
-            {"AttributeName": "sk", "AttributeType": "S"},
-        ],
-        BillingMode="PAY_PER_REQUEST",
-    )
-    client.get_waiter("table_exists").wait(TableName=table)
-    client.update_time_to_live(TableName=table, TimeToLiveSpecification={"Enabled": True, "AttributeName": "ttl"})
-
-
 class Table:
     """Blocking calls; `Failed` is what a write raises that a condition or a collision stopped."""
 
