@@ -28,7 +28,6 @@ from voxgate.settings import Settings
 Arguments = argparse.Namespace
 Action = Callable[[Store, Arguments], Awaitable[int | None]]
 
-_NONE = -1  # said on the command line: no limit, no budget
 _LIMITS = [field.name for field in dataclasses.fields(RateLimits)]
 _LOCAL_CREDIT = 100_000_000
 _LOCAL_LIMITS = RateLimits(600_000, 36_000_000, 1024)  # one developer's tests are not to be slowed down
@@ -42,9 +41,10 @@ def add_commands(commands: Any) -> None:
     _command(accounts, "list", "list all accounts", _list_accounts)
     _command(accounts, "show", "show an account and its keys", _show_account, "ACCOUNT")
     change = _command(accounts, "change", "change an account's limits and budget", _change_account, "ACCOUNT")
-    _add_limits(change, or_none=True)
+    _add_limits(change, changing=True)
     kept = "keep answers so long, to give them again"
-    change.add_argument("--cache-seconds", type=_or_none(_cache_seconds), metavar="N", help=kept)
+    reads = _or_none(_cache_seconds)
+    change.add_argument("--cache-seconds", type=reads, default=argparse.SUPPRESS, metavar="N", help=kept)
     suspend = partial(_set_status, status=Status.SUSPENDED, text="Suspended '{}': within a minute all is refused.")
     resume = partial(_set_status, status=Status.ACTIVE, text="'{}' is served again, within a minute.")
     _command(accounts, "suspend", "refuse all of an account's requests", suspend, "ACCOUNT")
@@ -137,16 +137,18 @@ def _command(actions: Any, name: str, what: str, action: Action, *places: str) -
     return parser
 
 
-def _add_limits(parser: argparse.ArgumentParser, *, or_none: bool = False) -> None:
-    kind = _or_none if or_none else lambda read: read
+def _add_limits(parser: argparse.ArgumentParser, *, changing: bool = False) -> None:
+    """`changing` those that there are: what is not given is not in the arguments, and may be `none`."""
+    reads = _or_none if changing else lambda read: read
+    default = argparse.SUPPRESS if changing else None
     for name in _LIMITS:
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind(_positive), metavar="N")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=reads(_positive), default=default, metavar="N")
     most = "the most that may be spent in a month"
-    parser.add_argument("--budget", type=kind(_credit_of), metavar="DOLLARS", help=most)
+    parser.add_argument("--budget", type=reads(_credit_of), default=default, metavar="DOLLARS", help=most)
 
 
-def _or_none(read: Callable[[str], int]) -> Callable[[str], int]:
-    return lambda text: _NONE if text == "none" else read(text)
+def _or_none(read: Callable[[str], int]) -> Callable[[str], int | None]:
+    return lambda text: None if text == "none" else read(text)
 
 
 async def _run(action: Action, arguments: Arguments) -> int:
@@ -205,21 +207,12 @@ async def _show_account(store: Store, arguments: Arguments) -> None:
 
 async def _change_account(store: Store, arguments: Arguments) -> None:
     account = await store.find_account(arguments.account)
-    limits = map(_changed, dataclasses.astuple(_limits(arguments)), dataclasses.astuple(account.limits))
-    account = dataclasses.replace(
-        account,
-        limits=RateLimits(*limits),
-        budget=_changed(arguments.budget, account.budget),
-        cache_seconds=_changed(arguments.cache_seconds, account.cache_seconds),
-    )
+    given = vars(arguments)
+    limits = {name: given[name] for name in _LIMITS if name in given}
+    others = {name: given[name] for name in ("budget", "cache_seconds") if name in given}
+    account = dataclasses.replace(account, limits=dataclasses.replace(account.limits, **limits), **others)
     await store.change_account(account)
     _say(arguments, await _account_json(store, account), f"Changed '{account.name}'.")
-
-
-def _changed(asked: int | None, before: int | None) -> int | None:
-    if asked is None:
-        return before
-    return None if asked == _NONE else asked
 
 
 async def _set_status(store: Store, arguments: Arguments, *, status: Status, text: str) -> None:
