@@ -13,9 +13,8 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from voxgate.accounts import Claim, Hold, Replay, Scope, Store, Ticket, UsageRecord
 from voxgate.accounts.credentials import ANYONE, Authenticator, Caller, Refused
@@ -38,11 +37,13 @@ class Reply:
     content: bytes
 
 
-class Tab(Protocol):
-    """What one request has taken and not yet given back."""
+class Tab:
+    """What one request has taken and not yet given back: here nothing, and nothing is charged."""
 
-    caller: Caller
-    replayable: bool  # it came with an `Idempotency-Key`, so the hash of the request is needed
+    replayable = False  # it came with an `Idempotency-Key`, so the hash of the request is needed
+
+    def __init__(self, caller: Caller = ANYONE) -> None:
+        self.caller = caller
 
     def note(self, **known: Any) -> None:
         """What the usage record is to say: fields of `UsageRecord`."""
@@ -50,6 +51,7 @@ class Tab(Protocol):
     async def hold(self, amount: int, *, tenths: int, fingerprint: str) -> Reply | None:
         """Set the credit aside; or the answer to the same request before, which costs nothing. Raises
         `InsufficientQuota`, `RateLimited`, `IdempotencyConflict`."""
+        return None
 
     async def extend(self, amount: int, *, tenths: int) -> None:
         """Set more aside, for a request that does not know beforehand what it will cost. Raises
@@ -57,26 +59,11 @@ class Tab(Protocol):
 
     async def settle(self, cost: int, reply: Reply) -> Reply:
         """Charge for the answer, before it goes out; the reply with what it cost."""
-
-
-class Gate(Protocol):
-    def request(
-        self,
-        request_id: str,
-        contract: str,
-        headers: Mapping[str, str],
-        key_header: str,
-        told: MutableMapping[str, str],
-        *,
-        tokens: bool = False,
-    ) -> AbstractAsyncContextManager[Tab]:
-        """Let a request in, and see it out however it ends. `told` takes the headers that every answer
-        to it carries; with `tokens` a token will do for a key. Raises what the client is to see, before
-        anything of the body is read."""
+        return reply
 
 
 class Meter:
-    """A `Gate` that knows its callers and bills them. `lease` is the seconds after which what a
+    """A gate that knows its callers and bills them. `lease` is the seconds after which what a
     request holds is anyone's to give back: longer than any request can take."""
 
     def __init__(
@@ -105,6 +92,9 @@ class Meter:
         *,
         tokens: bool = False,
     ) -> AsyncIterator[Tab]:
+        """Let a request in, and see it out however it ends. `told` takes the headers that every answer
+        to it carries; with `tokens` a token will do for a key. Raises what the client is to see, before
+        anything of the body is read."""
         caller = await self._known(request_id, headers, Scope.TRANSCRIBE, told, also=key_header, tokens=tokens)
         record = UsageRecord(request_id, caller.account_id, caller.key_id, self._clock(), contract, 200, 0.0)
         tab = _MeteredTab(self, caller, headers.get("idempotency-key"), record, told)
@@ -150,7 +140,7 @@ class Meter:
         if len(answer) <= _INLINE:
             return b"=" + answer
         key = result_key(ticket.account_id, ticket.request_id)
-        await self._staging.put(key, answer, content_type="application/octet-stream")
+        await self._staging.put(key, answer)
         return b"@" + key.encode()
 
     async def unpack(self, answer: bytes) -> Reply:
@@ -165,11 +155,11 @@ class Meter:
         return Reply(json.loads(headers), content)
 
 
-class _MeteredTab:
+class _MeteredTab(Tab):
     def __init__(
         self, meter: Meter, caller: Caller, key: str | None, record: UsageRecord, told: MutableMapping[str, str]
     ) -> None:
-        self.caller = caller
+        super().__init__(caller)
         self.replayable = key is not None
         self._meter = meter
         self._ticket = caller.ticket(record.request_id)
@@ -202,13 +192,12 @@ class _MeteredTab:
 
     async def hold(self, amount: int, *, tenths: int, fingerprint: str) -> Reply | None:
         claim = None if self._claim_key is None else Claim(self._claim_key, fingerprint)
-        lease = self._meter.lease
-        held = await whole(self._take(amount, tenths, lease, claim))
+        held = await whole(self._take(amount, tenths, claim))
         if isinstance(held, Replay):
             reply = await self._meter.unpack(held.answer)
             balance = await self._meter.store.balance(self._ticket.account_id)
-            money = {"x-voxgate-cost": dollars(0), "x-voxgate-balance": dollars(balance.balance)}
-            return Reply(reply.headers | money | {"idempotency-replayed": "true"}, reply.content)
+            headers = _bill(0, balance.balance) | {"idempotency-replayed": "true"}
+            return Reply(reply.headers | headers, reply.content)
         self._told.update(limit_headers(held.standing))
         return None
 
@@ -238,7 +227,8 @@ class _MeteredTab:
         else:
             await self._meter.store.release(self._hold, self._finished())
 
-    async def _take(self, amount: int, tenths: int, lease: float, claim: Claim | None) -> Hold | Replay:
+    async def _take(self, amount: int, tenths: int, claim: Claim | None) -> Hold | Replay:
+        lease = self._meter.lease
         held = await self._meter.store.hold(self._ticket, amount, tenths=tenths, lease=lease, claim=claim)
         self._hold = held if isinstance(held, Hold) else None
         return held
@@ -255,16 +245,14 @@ class _MeteredTab:
         balance = await self._meter.store.settle(hold, cost, self._finished(), answer)
         self._open = False
         left = hold.standing.balance - cost if balance is None else balance.balance
-        return Reply(
-            reply.headers | {"x-voxgate-cost": dollars(cost), "x-voxgate-balance": dollars(left)}, reply.content
-        )
+        return Reply(reply.headers | _bill(cost, left), reply.content)
 
     def _finished(self) -> UsageRecord:
         return replace(self._record, latency=round(time.perf_counter() - self._begun, 4))
 
 
 class Unmetered:
-    """A `Gate` for a service that has no customers of its own: whoever reaches it may use it, unless `check`
+    """A gate to a service that has no customers of its own: whoever reaches it may use it, unless `check`
     refuses the headers."""
 
     def __init__(self, check: Callable[[Mapping[str, str]], None] = lambda _: None) -> None:
@@ -282,24 +270,14 @@ class Unmetered:
         tokens: bool = False,
     ) -> AsyncIterator[Tab]:
         self._check(headers)
-        yield _FreeTab()
+        yield Tab()
 
 
-class _FreeTab:
-    caller = ANYONE
-    replayable = False
+Gate = Meter | Unmetered
 
-    def note(self, **known: Any) -> None:
-        pass
 
-    async def hold(self, amount: int, *, tenths: int, fingerprint: str) -> Reply | None:
-        return None
-
-    async def extend(self, amount: int, *, tenths: int) -> None:
-        pass
-
-    async def settle(self, cost: int, reply: Reply) -> Reply:
-        return reply
+def _bill(cost: int, balance: int) -> dict[str, str]:
+    return {"x-voxgate-cost": dollars(cost), "x-voxgate-balance": dollars(balance)}
 
 
 def fingerprint(account_id: str, path: str, fields: tuple[tuple[str, str], ...], audio: bytes) -> str:

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from voxgate.metering import Meter, sweep_forever
 from voxgate.metrics import Metrics
 from voxgate.multipart import Limits
 from voxgate.providers import Provider
+from voxgate.providers.embedded import EmbeddedProvider
 from voxgate.providers.secrets import StoredSecrets
 from voxgate.routing.health import Health
 from voxgate.settings import Settings
@@ -90,9 +91,9 @@ def build_gateway(settings: Settings, store: Store, environ: Mapping[str, str] |
             providers[entry.name] = _remote(entry, settings, secrets)
             continue
         pool = pool or build_pool(settings)
-        providers[entry.name] = _embedded(pool, settings)
+        providers[entry.name] = EmbeddedProvider(pool=pool, max_audio_seconds=settings.max_audio_seconds)
     spool_dir = make_spool(settings.spool_dir)
-    authenticate = _authenticator(store, settings)
+    authenticate = Authenticator(store, account_limits=_limits(settings), key_limits=_limits(settings, "key_"))
     staging = build_staging(settings)
     health = Health()
     # An upload, its transcription, and what is between: nothing is held for longer than both may take.
@@ -193,12 +194,6 @@ def _tls() -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=False)
 
 
-def _embedded(pool: Pool, settings: Settings) -> Provider:
-    from voxgate.providers.embedded import EmbeddedProvider
-
-    return EmbeddedProvider(pool=pool, max_audio_seconds=settings.max_audio_seconds)
-
-
 def build_store(settings: Settings) -> Store:
     if settings.table:
         from voxgate.accounts.dynamodb import DynamoStore
@@ -230,20 +225,9 @@ def build_references(settings: Settings) -> S3Staging | None:
     return S3Staging(settings.staging_bucket, kms_key_id=settings.staging_key)
 
 
-def _authenticator(store: Store, settings: Settings) -> Authenticator:
-    return Authenticator(
-        store,
-        account_limits=RateLimits(
-            settings.requests_per_minute or None,
-            settings.audio_seconds_per_minute or None,
-            settings.concurrent_requests or None,
-        ),
-        key_limits=RateLimits(
-            settings.key_requests_per_minute or None,
-            settings.key_audio_seconds_per_minute or None,
-            settings.key_concurrent_requests or None,
-        ),
-    )
+def _limits(settings: Settings, prefix: str = "") -> RateLimits:
+    """The settings are named like the limits; 0 is none."""
+    return RateLimits(*(getattr(settings, f"{prefix}{limit.name}") or None for limit in fields(RateLimits)))
 
 
 def all_dialects() -> list[dialects.Dialect]:
