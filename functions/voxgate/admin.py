@@ -45,10 +45,11 @@ def add_commands(commands: Any) -> None:
     kept = "keep answers so long, to give them again"
     reads = _or_none(_cache_seconds)
     change.add_argument("--cache-seconds", type=reads, default=argparse.SUPPRESS, metavar="N", help=kept)
-    suspend = partial(_set_status, status=Status.SUSPENDED, text="Suspended '{}': within a minute all is refused.")
-    resume = partial(_set_status, status=Status.ACTIVE, text="'{}' is served again, within a minute.")
-    _command(accounts, "suspend", "refuse all of an account's requests", suspend, "ACCOUNT")
-    _command(accounts, "resume", "end a suspension", resume, "ACCOUNT")
+    suspend = partial(_change_account, text="Suspended '{}': within a minute all is refused.")
+    resume = partial(_change_account, text="'{}' is served again, within a minute.")
+    suspended = _command(accounts, "suspend", "refuse all of an account's requests", suspend, "ACCOUNT")
+    suspended.set_defaults(status=Status.SUSPENDED)
+    _command(accounts, "resume", "end a suspension", resume, "ACCOUNT").set_defaults(status=Status.ACTIVE)
     for name, what, kind, text in (
         ("credit", "add credit that was paid for", EntryKind.TOP_UP, "Added ${} to"),
         ("refund", "give back what was charged", EntryKind.REFUND, "Refunded ${} to"),
@@ -205,18 +206,12 @@ async def _show_account(store: Store, arguments: Arguments) -> None:
     _say(arguments, shown | {"keys": [_key_json(key) for key in owned]}, "\n".join([*lines, *map(_key_line, owned)]))
 
 
-async def _change_account(store: Store, arguments: Arguments) -> None:
+async def _change_account(store: Store, arguments: Arguments, *, text: str = "Changed '{}'.") -> None:
     account = await store.find_account(arguments.account)
     given = vars(arguments)
     limits = {name: given[name] for name in _LIMITS if name in given}
-    others = {name: given[name] for name in ("budget", "cache_seconds") if name in given}
+    others = {name: given[name] for name in ("status", "budget", "cache_seconds") if name in given}
     account = dataclasses.replace(account, limits=dataclasses.replace(account.limits, **limits), **others)
-    await store.change_account(account)
-    _say(arguments, await _account_json(store, account), f"Changed '{account.name}'.")
-
-
-async def _set_status(store: Store, arguments: Arguments, *, status: Status, text: str) -> None:
-    account = dataclasses.replace(await store.find_account(arguments.account), status=status)
     await store.change_account(account)
     _say(arguments, await _account_json(store, account), text.format(account.name))
 

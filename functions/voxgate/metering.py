@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,7 +95,8 @@ class Meter:
         """Let a request in, and see it out however it ends. `told` takes the headers that every answer
         to it carries; with `tokens` a token will do for a key. Raises what the client is to see, before
         anything of the body is read."""
-        caller = await self._known(request_id, headers, Scope.TRANSCRIBE, told, also=key_header, tokens=tokens)
+        asking = self.authenticate(headers, Scope.TRANSCRIBE, also=key_header, tokens=tokens)
+        caller = await self._known(request_id, asking, told)
         record = UsageRecord(request_id, caller.account_id, caller.key_id, self._clock(), contract, 200, 0.0)
         tab = _MeteredTab(self, caller, headers.get("idempotency-key"), record, told)
         try:
@@ -110,22 +111,13 @@ class Meter:
         self, request_id: str, headers: Mapping[str, str], scope: Scope | None, told: MutableMapping[str, str]
     ) -> Caller:
         """Let in a request that costs nothing but its place in the rate. Raises what the client is to see."""
-        caller = await self._known(request_id, headers, scope, told)
+        caller = await self._known(request_id, self.authenticate(headers, scope), told)
         await self._count(request_id, caller, told)
         return caller
 
-    async def _known(
-        self,
-        request_id: str,
-        headers: Mapping[str, str],
-        scope: Scope | None,
-        told: MutableMapping[str, str],
-        *,
-        also: str = "",
-        tokens: bool = False,
-    ) -> Caller:
+    async def _known(self, request_id: str, asking: Awaitable[Caller], told: MutableMapping[str, str]) -> Caller:
         try:
-            return await self.authenticate(headers, scope, also=also, tokens=tokens)
+            return await asking
         except Refused as error:  # counts like any other request, and is told where it stands
             await self._count(request_id, error.caller, told)
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import os
 import shutil
@@ -250,13 +249,13 @@ def make_spool(parent: Path) -> Path:
 
 
 def _alive(pid: int) -> bool:
-    with contextlib.suppress(ProcessLookupError, OverflowError):
-        try:
-            os.kill(pid, 0)
-        except PermissionError:  # another user's, so alive
-            return True
-        return True
-    return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's, so alive
+        pass
+    return True
 
 
 def whisper_models(settings: Settings) -> dict[str, str]:

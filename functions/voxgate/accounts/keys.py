@@ -34,9 +34,5 @@ def digest(key: str) -> bytes:
 
 
 def _checksum(body: str) -> str:
-    value = zlib.crc32(body.encode())
-    digits = []
-    for _ in range(_CHECKSUM):
-        value, digit = divmod(value, len(_ALPHABET))
-        digits.append(_ALPHABET[digit])
-    return "".join(reversed(digits))
+    value, base = zlib.crc32(body.encode()), len(_ALPHABET)
+    return "".join(_ALPHABET[value // base**place % base] for place in reversed(range(_CHECKSUM)))

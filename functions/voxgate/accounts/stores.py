@@ -10,19 +10,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from voxgate.accounts import (
-    Account,
-    Credential,
-    Entry,
-    EntryKind,
-    Hold,
-    HoldEnded,
-    Key,
-    RateLimits,
-    Scope,
-    Status,
-    UsageRecord,
-)
+import voxgate.accounts as port
 
 
 class Threaded(Protocol):
@@ -32,15 +20,15 @@ class Threaded(Protocol):
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _S = TypeVar("_S", bound=Threaded)
-_R = TypeVar("_R", Account, Key, Entry, UsageRecord)
+_R = TypeVar("_R", port.Account, port.Key, port.Entry, port.UsageRecord)
 
 # What a field of that type is made with; DynamoDB gives 2.0 back as 2.
 _MADE: dict[str, Callable[[Any], Any]] = {
-    "EntryKind": EntryKind,
-    "RateLimits": lambda limits: RateLimits(**limits),
-    "Status": Status,
+    "EntryKind": port.EntryKind,
+    "RateLimits": lambda limits: port.RateLimits(**limits),
+    "Status": port.Status,
     "float": float,
-    "frozenset[Scope]": lambda scopes: frozenset(map(Scope, scopes)),
+    "frozenset[Scope]": lambda scopes: frozenset(map(port.Scope, scopes)),
     "tuple[str, ...] | None": tuple,
 }
 
@@ -62,20 +50,22 @@ def restored(kind: type[_R], item: Mapping[str, Any]) -> _R:
     return kind(**{name: _MADE[type_](item[name]) if type_ in _MADE else item[name] for name, type_ in kept.items()})
 
 
-def new_account(name: str, created: float, limits: RateLimits, budget: int | None) -> Account:
-    return Account(id=f"acct_{secrets.token_hex(8)}", name=name, created=int(created), limits=limits, budget=budget)
+def new_account(name: str, created: float, limits: port.RateLimits, budget: int | None) -> port.Account:
+    return port.Account(
+        id=f"acct_{secrets.token_hex(8)}", name=name, created=int(created), limits=limits, budget=budget
+    )
 
 
-def check_cost(hold: Hold, cost: int) -> None:
+def check_cost(hold: port.Hold, cost: int) -> None:
     if not 0 <= cost <= hold.amount:
         raise ValueError(f"A hold of {hold.amount} cannot be settled with {cost}.")
 
 
-def ended(hold: Hold) -> HoldEnded:
-    return HoldEnded(f"The hold of request {hold.id} is not open any more.")
+def ended(hold: port.Hold) -> port.HoldEnded:
+    return port.HoldEnded(f"The hold of request {hold.id} is not open any more.")
 
 
-def token(credential: Credential, expires: int) -> Credential:
+def token(credential: port.Credential, expires: int) -> port.Credential:
     """What a token stands for until then."""
     own = credential.key.expires
     key = dataclasses.replace(credential.key, expires=expires if own is None else min(own, expires))
@@ -86,7 +76,7 @@ def name_taken(name: str) -> ValueError:
     return ValueError(f"There is an account named '{name}' already.")
 
 
-def key_taken(key: Key) -> ValueError:
+def key_taken(key: port.Key) -> ValueError:
     return ValueError(f"There is a key '{key.id}' already, or one with the same hash.")
 
 
