@@ -109,7 +109,8 @@ async def local_key(settings: Settings, store: Store) -> tuple[str, bool]:
         return key, False
     created = known is not None or not keys.well_formed(key)  # the file may be older than the database
     key = keys.generate() if created else key
-    await store.create_key(_new_key(account.id, name="local"), keys.digest(key))
+    mine = Key(id=_key_id(), account_id=account.id, created=int(time.time()), name="local")
+    await store.create_key(mine, keys.digest(key))
     if created:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         file.unlink(missing_ok=True)
@@ -245,8 +246,10 @@ async def _is_there(store: Store, account: Account, kind: EntryKind, arguments: 
 
 async def _create_key(store: Store, arguments: Arguments) -> None:
     account = await store.find_account(arguments.account)
-    key = _new_key(
-        account.id,
+    key = Key(
+        id=_key_id(),
+        account_id=account.id,
+        created=int(time.time()),
         name=arguments.name,
         scopes=frozenset(arguments.scope or (Scope.TRANSCRIBE, Scope.USAGE)),
         models=tuple(arguments.model) if arguments.model else None,
@@ -346,10 +349,6 @@ async def _audit(store: Store, arguments: Arguments) -> int:
     text = "\n".join(lines) or f"All {len(audited)} balances are the sums of their entries."
     _say(arguments, {"accounts": len(audited), "differences": differences}, text)
     return 1 if differences else 0
-
-
-def _new_key(account_id: str, **given: Any) -> Key:
-    return Key(id=_key_id(), account_id=account_id, created=int(time.time()), **given)
 
 
 def _key_id() -> str:

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 _INLINE = 256 * 1024  # bytes of an answer in the store; DynamoDB's items end at 400 KB
 _MAX_ANSWER = 64 * 1024 * 1024
+_KEY = re.compile(r"[ -~]{1,255}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +179,7 @@ class _MeteredTab(Tab):
             standing = await store.admit(self._ticket, lease=lease, paid=False)
         self._open = True
         self._told.update(limit_headers(standing))
-        if self._key is not None and not (
-            0 < len(self._key) <= 255 and self._key.isascii() and self._key.isprintable()
-        ):
+        if self._key is not None and not _KEY.fullmatch(self._key):
             raise InvalidInput("An Idempotency-Key is 1 to 255 printable ASCII characters.", param="Idempotency-Key")
 
     async def hold(self, amount: int, *, tenths: int, fingerprint: str) -> Reply | None:

@@ -73,9 +73,8 @@ class Settings:
     spool_dir: Path = Path(tempfile.gettempdir())
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str] | None = None) -> Settings:
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Settings:
         """Raises `InvalidSettings` naming the variable that has an unusable value."""
-        environ = os.environ if environ is None else environ
         given: dict[str, Any] = {}
         for field in fields(cls):
             variable = f"VOXGATE_{field.name.upper()}"
@@ -98,6 +97,6 @@ def _parse(variable: str, kind: str, text: str, *, negative: bool) -> Any:
     return value
 
 
-def will_be_snapshot(environ: Mapping[str, str] | None = None) -> bool:
+def will_be_snapshot() -> bool:
     """Whether Lambda is going to copy this process once it is initialized (SnapStart)."""
-    return (os.environ if environ is None else environ).get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start"
+    return os.environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start"

@@ -78,9 +78,8 @@ class Gateway:
         shutil.rmtree(self.spool_dir, ignore_errors=True)
 
 
-def build_gateway(settings: Settings, store: Store, environ: Mapping[str, str] | None = None) -> Gateway:
+def build_gateway(settings: Settings, store: Store, environ: Mapping[str, str] = os.environ) -> Gateway:
     """Raises `InvalidCatalog`."""
-    environ = os.environ if environ is None else environ
     catalog = load_catalog(settings, environ)
     pool = None
     providers: dict[str, Provider] = {}
@@ -127,9 +126,9 @@ def build_gateway(settings: Settings, store: Store, environ: Mapping[str, str] |
     )
 
 
-def load_catalog(settings: Settings, environ: Mapping[str, str] | None = None) -> Catalog:
+def load_catalog(settings: Settings, environ: Mapping[str, str] = os.environ) -> Catalog:
     """Raises `InvalidCatalog`."""
-    return load(settings.catalog, os.environ if environ is None else environ, embedded=settings.embedded > 0)
+    return load(settings.catalog, environ, embedded=settings.embedded > 0)
 
 
 def build_pool(settings: Settings) -> Pool:

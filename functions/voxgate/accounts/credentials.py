@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from voxgate.accounts import Bounds, Credential, RateLimits, Scope, Status, Store, Ticket, keys
+from voxgate.accounts import NO_LIMITS, Bounds, Credential, RateLimits, Scope, Status, Store, Ticket, keys
 from voxgate.accounts.recent import Recent
 from voxgate.accounts.rules import day
 from voxgate.errors import Forbidden, Unauthenticated
@@ -104,8 +104,7 @@ class Authenticator:
         account, key = credential.account, credential.key
         bounds = Bounds(account.id, account.limits.over(self._account_limits), account.budget)
         own = Bounds(key.id, key.limits.over(self._key_limits), key.budget)
-        limited = own.limits != RateLimits() or own.budget is not None
-        return (bounds, own) if limited else (bounds,)
+        return (bounds,) if own == Bounds(key.id, NO_LIMITS) else (bounds, own)
 
     async def _find(self, digest: bytes, find: Callable[[bytes], Awaitable[Credential | None]]) -> Credential | None:
         now = self._clock()

@@ -25,7 +25,6 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import voxgate.accounts as port
@@ -49,9 +48,8 @@ class DynamoStore(DynamoAccounts):
     def __init__(
         self, table: str, *, client: DynamoDBClient | None = None, clock: Callable[[], float] = time.time
     ) -> None:
+        super().__init__("dynamodb", 16, clock)
         self._table = Table(table, client)
-        self._clock = clock
-        self._threads = ThreadPoolExecutor(max_workers=16, thread_name_prefix="dynamodb")
         self._known: Recent[str, dict[str, int]] = Recent(1024)  # by account: the numbers of its STATE
         self._slots: Recent[str, str] = Recent(8192)  # by request: its member of `slots`, empty for none
 
@@ -391,9 +389,6 @@ class DynamoStore(DynamoAccounts):
             slots = (self._get_state(ticket.account_id) or {}).get("slots", set())
             member = next((slot for slot in slots if slot.partition("|")[2] == ticket.request_id), "")
         return member
-
-    def _now(self) -> int:
-        return rules.microseconds(self._clock())
 
     def _get_state(self, account_id: str) -> Item | None:
         return self._table.get(f"ACCOUNT#{account_id}", STATE)

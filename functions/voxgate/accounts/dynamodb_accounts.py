@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 
 import voxgate.accounts as port
 from voxgate.accounts import rules, stores
 from voxgate.accounts.dynamodb_state import STATE
-from voxgate.accounts.stores import restored, threaded
+from voxgate.accounts.stores import Threaded, restored, threaded
 from voxgate.accounts.table import Failed, Item, Table, Update, Write
 
 _KINDS = list(port.EntryKind)
 
 
-class DynamoAccounts:
+class DynamoAccounts(Threaded):
     """The half of `DynamoStore` that is asked and administered."""
 
     _table: Table
-    _clock: Callable[[], float]
-    _threads: ThreadPoolExecutor
 
     @threaded
     def find_credential(self, digest: bytes) -> port.Credential | None:

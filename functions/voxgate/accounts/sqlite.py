@@ -14,28 +14,26 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import voxgate.accounts as port
 from voxgate.accounts import rules, stores
 from voxgate.accounts.sqlite_file import Instance, open_file
-from voxgate.accounts.stores import threaded
+from voxgate.accounts.stores import Threaded, threaded
 
 _LIMITS = [field.name for field in dataclasses.fields(port.RateLimits)]
 
 
-class SqliteStore:
+class SqliteStore(Threaded):
     """Implements `Store`. One thread owns the connection, so that no query blocks a loop."""
 
     lookup_seconds = 2.0  # asking the file again is cheap
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
+        super().__init__("accounts", 1, clock)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._clock = clock
         self._instance = Instance(path.parent / "instances")
-        self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="accounts")
         self._connection = self._threads.submit(open_file, path).result()
         self._reader = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._reader.row_factory = sqlite3.Row
@@ -286,9 +284,6 @@ class SqliteStore:
         self._threads.shutdown()
         self._reader.close()
         self._instance.close()
-
-    def _now(self) -> int:
-        return rules.microseconds(self._clock())
 
     def _lasting(self, name: str, ticket: port.Ticket, now: int, lease: float) -> dict[str, Any]:
         """What a hold and a place both have: whose they are, until when, and which process answers for them."""

@@ -8,13 +8,22 @@ import functools
 import secrets
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import voxgate.accounts as port
+from voxgate.accounts import rules
 
 
-class Threaded(Protocol):
-    _threads: ThreadPoolExecutor
+class Threaded:
+    """A store's threads and its clock."""
+
+    def __init__(self, name: str, threads: int, clock: Callable[[], float]) -> None:
+        self._threads = ThreadPoolExecutor(max_workers=threads, thread_name_prefix=name)
+        self._clock = clock
+
+    def _now(self) -> int:
+        """In microseconds."""
+        return rules.microseconds(self._clock())
 
 
 _P = ParamSpec("_P")
