@@ -232,9 +232,8 @@ class _MeteredTab(Tab):
     async def _settle(self, cost: int, reply: Reply) -> Reply:
         hold = self._hold
         assert hold is not None, "nothing is held"
-        self.note(cost=cost)
         answer = await self._meter.pack(self._ticket, reply) if hold.claim else None
-        balance = await self._meter.store.settle(hold, cost, self._finished(), answer)
+        balance = await self._meter.store.settle(hold, cost, replace(self._finished(), cost=cost), answer)
         self._open = False
         left = hold.standing.balance - cost if balance is None else balance.balance
         return Reply(reply.headers | _bill(cost, left), reply.content)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import MutableMapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from voxgate.accounts import Entry, EntryKind, Key, keys
+from voxgate.accounts.sqlite import SqliteStore
 from voxgate.errors import InvalidSettings
 from voxgate.hosts.asgi import AsgiApp
 from voxgate.hosts.http import Application, Request, Response
-from voxgate.metering import fingerprint
+from voxgate.metering import Reply, fingerprint
 from voxgate.settings import Settings
 from voxgate.tasks import whole
-from voxgate.wiring import build_staging
+from voxgate.wiring import build_gateway, build_staging
 
 
 async def cancelled(work: Any, **options: bool) -> tuple[asyncio.Task[Any], list[str]]:
@@ -134,3 +138,31 @@ def test_the_order_of_a_repeated_field_tells_requests_apart() -> None:
 def test_a_table_needs_a_bucket_beside_it() -> None:
     with pytest.raises(InvalidSettings, match="VOXGATE_STAGING_BUCKET"):
         build_staging(Settings(table="voxgate"))
+
+
+class Broken(SqliteStore):
+    """One that fails to charge, and gives back all the same."""
+
+    async def settle(self, *_: Any) -> Any:
+        raise OSError("the disk is full")
+
+
+def test_what_was_not_charged_costs_nothing_in_the_usage_either(tmp_path: Path) -> None:
+    async def run() -> tuple[list[tuple[int, int]], int, int]:
+        store = Broken(tmp_path / "voxgate.sqlite")
+        account = await store.create_account("acme")
+        await store.post(Entry(account.id, EntryKind.TOP_UP, 1_000_000, time.time(), "opening"))
+        secret = keys.generate()
+        await store.create_key(Key(id="key_1", account_id=account.id, created=0), keys.digest(secret))
+        gateway = build_gateway(Settings(data_dir=tmp_path, spool_dir=tmp_path), store)
+        headers = {"authorization": f"Bearer {secret}"}
+        with contextlib.suppress(OSError):
+            async with gateway.meter.request("req_1", "openai", headers, "", {}) as tab:
+                assert await tab.hold(500, tenths=10, fingerprint="") is None
+                await tab.settle(500, Reply({}, b"text"))
+        balance = await store.balance(account.id)
+        records = await store.records(account.id, 0.0, time.time() + 60)
+        await gateway.close()
+        return [(record.status, record.cost) for record in records], balance.balance, balance.held
+
+    assert asyncio.run(run()) == ([(500, 0)], 1_000_000, 0)
