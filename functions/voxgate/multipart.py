@@ -1,8 +1,9 @@
 """Multipart forms as they arrive: bytes in, events out, and no I/O (RFC 7578, RFC 2046 5.1).
 
 `multipart`'s push parser finds the boundaries; this module adds what a gateway needs on top:
-limits for files and for fields apart, names and file names in every encoding that clients use,
-and refusals that name the field. See docs/decisions/002-multipart.md for why this parser.
+limits for files and for fields apart, names in every encoding that clients use, and refusals that
+name the field. What a file is called tells nothing of what it is, so its name is not read.
+See docs/decisions/002-multipart.md for why this parser.
 """
 
 from __future__ import annotations
@@ -10,14 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from urllib.parse import unquote
 
 from multipart import (
     MultipartError,
     MultipartSegment,
     ParserLimitReached,
     PushMultipartParser,
-    content_disposition_unquote,
     parse_options_header,
 )
 
@@ -26,7 +25,7 @@ from voxgate.errors import InvalidInput, TooLarge
 MIB = 1024 * 1024
 # RFC 5987's `filename*`, outside of any quoted string. RFC 7578 (4.2) forbids it here, and older
 # clients send it all the same for every name that is not ASCII.
-_EXTENDED = re.compile(r'"(?:\\.|[^"\\])*+"?|;\s*filename\*\s*=\s*([^\s;"]*)', re.IGNORECASE | re.DOTALL)
+_EXTENDED = re.compile(r'"(?:\\.|[^"\\])*+"?|(;\s*filename\*\s*=)', re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,19 +53,12 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class FileStart:
-    """A file part begins; its content follows as `bytes` events, then a `FileEnd`."""
+    """A file part begins; its content follows as `bytes` events."""
 
     name: str
-    filename: str
-    content_type: str
 
 
-@dataclass(frozen=True, slots=True)
-class FileEnd:
-    name: str
-
-
-Event = Field | FileStart | bytes | FileEnd
+Event = Field | FileStart | bytes
 
 
 class FormParser:
@@ -102,7 +94,7 @@ class FormParser:
         self._name = ""
         self._is_file = False
         self._size = 0
-        self._value: list[bytes] = []
+        self._value = bytearray()
         self._fields_size = 0
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
@@ -111,18 +103,18 @@ class FormParser:
             return
         try:
             for event in self._parser.parse(ready):
-                if event is None:
-                    yield self._end()
-                elif isinstance(event, MultipartSegment):
-                    start = self._start(event)
-                    if start is not None:
-                        yield start
-                elif self._is_file:
+                if isinstance(event, MultipartSegment):
+                    self._begin(event)
+                    if self._is_file:
+                        yield FileStart(self._name)
+                elif event is not None:
                     self._count(len(event))
-                    yield bytes(event)
-                else:
-                    self._count(len(event))
-                    self._value.append(bytes(event))
+                    if self._is_file:
+                        yield bytes(event)
+                    else:
+                        self._value += event
+                elif not self._is_file:
+                    yield self._field()
         except ParserLimitReached as error:
             raise InvalidInput(f"The form has too many parts or too long part headers: {error}.") from error
         except MultipartError as error:
@@ -153,29 +145,20 @@ class FormParser:
         self._held = data[len(ready) :]
         return ready
 
-    def _start(self, segment: MultipartSegment) -> FileStart | None:
+    def _begin(self, segment: MultipartSegment) -> None:
         if any("\n" in value for _, value in segment.headerlist):  # the parser sees it in some splits alone
             raise InvalidInput("The multipart body is malformed: Invalid line break in segment header.")
-        disposition = segment["Content-Disposition"]
-        _, options = parse_options_header(disposition, unquote=content_disposition_unquote)
-        content_type = (segment.header("Content-Type", "") or "").lower()
-        filename = _filename(disposition, options)
-        self._name = _text(options.get("name", ""))
+        extended = any(match[1] for match in _EXTENDED.finditer(segment["Content-Disposition"]))
         # A part without a file name is a field, unless its type says that it is media.
-        self._is_file = filename is not None or content_type.startswith(
-            ("audio/", "video/", "application/octet-stream")
-        )
+        media = (segment.content_type or "").startswith(("audio/", "video/", "application/octet-stream"))
+        self._is_file = segment.filename is not None or extended or media
+        self._name = _text(segment.name or "")
         self._size = 0
-        self._value = []
-        if not self._is_file:
-            return None
-        return FileStart(self._name, filename or "", segment.header("Content-Type", "") or "")
+        self._value.clear()
 
-    def _end(self) -> Event:
-        if self._is_file:
-            return FileEnd(self._name)
+    def _field(self) -> Field:
         try:
-            return Field(self._name, b"".join(self._value).decode())
+            return Field(self._name, self._value.decode())
         except UnicodeDecodeError as error:
             raise InvalidInput(f"The field '{self._name}' is not UTF-8 text.", param=self._name) from error
 
@@ -196,16 +179,6 @@ class FormParser:
                 f"{self._limits.fields} in all.",
                 param=self._name,
             )
-
-
-def _filename(disposition: str, options: dict[str, str]) -> str | None:
-    for match in _EXTENDED.finditer(disposition):
-        if match[1] is not None:  # charset'language'percent-encoded, and these two charsets alone
-            charset, _, rest = match[1].partition("'")
-            encoding = "latin-1" if charset.lower() == "iso-8859-1" else "utf-8"
-            return unquote(rest.partition("'")[2], encoding=encoding, errors="replace")
-    plain = options.get("filename")
-    return None if plain is None else _text(plain)
 
 
 def _text(header: str) -> str:

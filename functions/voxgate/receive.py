@@ -9,45 +9,37 @@ import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from voxgate.errors import InvalidInput, TooLarge
-from voxgate.multipart import Field, FileEnd, FileStart, FormParser, Limits
+from voxgate.multipart import Field, FileStart, FormParser, Limits
 
 _IN_MEMORY = 256 * 1024
 
 
-class Upload:
-    """Received audio, held in memory up to 256 KiB and in an unnamed-to-others file above that.
+class Upload(contextlib.AbstractContextManager["Upload"]):
+    """Received audio, held in memory up to 256 KiB and in an unnamed-to-others file above that: `file` is seekable
+    either way, and its position is shared.
 
     A context manager: leaving it removes the file, whatever happened inside.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._memory: io.BytesIO | None = io.BytesIO()
-        self._file: IO[bytes] | None = None
+        self.file: BinaryIO = io.BytesIO()
         self.size = 0
 
     def write(self, data: bytes) -> None:
         self.size += len(data)
-        if self._memory is not None and self.size > _IN_MEMORY:
+        if self.size > _IN_MEMORY:
             self._to_disk()
-        (self._memory or cast(IO[bytes], self._file)).write(data)
-
-    @property
-    def file(self) -> BinaryIO:
-        """The audio, seekable, whichever way it is held; the position is shared."""
-        return cast(BinaryIO, self._memory or self._file)
+        self.file.write(data)
 
     def path(self) -> Path:
         """The audio as a file on disk, for the recognizer's process to read."""
-        if self._file is None:
-            self._to_disk()
-        file = cast(IO[bytes], self._file)
-        file.flush()
-        return Path(file.name)
+        self._to_disk()
+        self.file.flush()
+        return Path(self.file.name)
 
     def digest(self) -> bytes:
         """The SHA-256 of the audio."""
@@ -58,25 +50,19 @@ class Upload:
         return known.digest()
 
     def close(self) -> None:
-        if self._file is not None:
-            with contextlib.suppress(FileNotFoundError):  # whoever cleans temporary directories was faster
-                self._file.close()
-        self._memory = None
+        with contextlib.suppress(FileNotFoundError):  # whoever cleans temporary directories was faster
+            self.file.close()
 
-    def __enter__(self) -> Upload:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _to_disk(self) -> None:
-        memory, self._memory = self._memory, None
-        # Mode 600 and a random name; `close` ends it, which removes it: it outlives this call by design.
-        self._file = tempfile.NamedTemporaryFile(dir=self._directory, prefix="audio-")  # noqa: SIM115 - see close
-        if memory is not None:
-            self._file.write(memory.getbuffer())
+        if isinstance(self.file, io.BytesIO):
+            memory = self.file.getbuffer()
+            # Mode 600 and a random name; `close` ends it, which removes it: it outlives this call by design.
+            file = tempfile.NamedTemporaryFile(dir=self._directory, prefix="audio-")  # noqa: SIM115 - see close
+            self.file = cast(BinaryIO, file)
+            self.file.write(memory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +106,6 @@ async def receive(
                 if audio and audio_field in files:
                     raise InvalidInput(f"There are two '{audio_field}' parts; send one file.", param=audio_field)
                 files.append(event.name)
-            elif isinstance(event, FileEnd):
-                audio = False
             else:
                 fields.append(event)
     parser.close()
