@@ -1,32 +1,33 @@
 """Every way in which a request can fail.
 
     VoxgateError
-    |-- InvalidInput            400  the request itself: `param` names the field
+    |-- InvalidInput            400
     |   `-- TooLarge            413
     |-- Unauthenticated         401
-    |-- InsufficientQuota       402  out of credit, or a monthly budget is spent
-    |-- Forbidden               403  suspended, out of the key's scopes, or a model it may not use
+    |-- InsufficientQuota       402
+    |-- Forbidden               403
     |-- NotFound                404  no such path
     |   `-- ModelNotFound       404
     |-- MethodNotAllowed        405
-    |-- RequestTimeout          408  the upload stalled
+    |-- RequestTimeout          408
     |-- UpgradeRequired         426  the live socket was asked for without an upgrade
-    |-- IdempotencyConflict     409  the Idempotency-Key is in use
-    |-- RateLimited             429  `Retry-After` says when to come back
-    |-- Overloaded              503  the queue is full; `retry_after` says when to come back
-    |-- ProviderUnavailable     502  every provider for the model failed
+    |-- IdempotencyConflict     409
+    |-- RateLimited             429
+    |-- Overloaded              503
+    |-- ProviderUnavailable     502
     `-- ClientGone              499  nobody is left to read the answer
 
     ProviderError                    one attempt at one provider; never reaches a client
     InvalidCatalog, InvalidSettings  the operator's mistake, said at start
 
 The envelope is OpenAI's, `{"error": {"message", "type", "param", "code"}}`; the codes are those
-of the stats contract (`dialects.md`, "Errors").
+of the stats contract (`dialects.md`, "Errors"). What a class says of itself the OpenAPI document says too.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from enum import StrEnum
 
 
@@ -36,48 +37,55 @@ class VoxgateError(Exception):
     status = 500
     code = "internal_error"
     type = "server_error"
+    own_headers: Mapping[str, str] = {}
 
-    def __init__(self, message: str, *, param: str | None = None, headers: dict[str, str] | None = None) -> None:
+    def __init__(self, message: str, *, param: str | None = None, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
-        self.headers = headers or {}
+        self.headers = {**self.own_headers, **(headers or {})}
 
     def envelope(self) -> dict[str, dict[str, str | None]]:
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
 class InvalidInput(VoxgateError):
+    """A field is missing or has a bad value, or the audio cannot be used; `param` names the field."""
+
     status = 400
     code = "invalid_input"
     type = "invalid_request_error"
 
 
 class TooLarge(InvalidInput):
+    """The audio is larger than 25 MB."""
+
     status = 413
 
 
 class Unauthenticated(VoxgateError):
+    """The API key is missing, malformed, unknown, revoked or expired."""
+
     status = 401
     code = "unauthenticated"
     type = "authentication_error"
-
-    def __init__(self, message: str) -> None:
-        # RFC 9110, 11.6.1: a 401 names the scheme that would be accepted.
-        super().__init__(message, headers={"www-authenticate": 'Bearer realm="voxgate"'})
+    # RFC 9110, 11.6.1: a 401 names the scheme that would be accepted.
+    own_headers: Mapping[str, str] = {"www-authenticate": 'Bearer realm="voxgate"'}
 
 
 class InsufficientQuota(VoxgateError):
+    """Out of credit, or a monthly budget is spent; the message says what is left and what it takes."""
+
     status = 402
     code = "insufficient_quota"
     type = "insufficient_quota"
-
-    def __init__(self, message: str) -> None:
-        # OpenAI's SDKs obey this header: credit does not come by asking again.
-        super().__init__(message, headers={"x-should-retry": "false"})
+    # OpenAI's SDKs obey this header: credit does not come by asking again.
+    own_headers: Mapping[str, str] = {"x-should-retry": "false"}
 
 
 class Forbidden(VoxgateError):
+    """The account is suspended, or the key has not the scope or may not use the model."""
+
     status = 403
     type = "permission_error"
 
@@ -93,6 +101,8 @@ class NotFound(VoxgateError):
 
 
 class ModelNotFound(NotFound):
+    """No such model, or none of its providers passes the request's filters."""
+
     code = "model_not_found"
 
 
@@ -107,6 +117,8 @@ class MethodNotAllowed(VoxgateError):
 
 
 class RequestTimeout(VoxgateError):
+    """The upload stalled for a minute."""
+
     status = 408
     code = "request_timeout"
     type = "invalid_request_error"
@@ -116,31 +128,31 @@ class UpgradeRequired(VoxgateError):
     status = 426
     code = "upgrade_required"
     type = "invalid_request_error"
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, headers={"upgrade": "websocket"})
+    own_headers: Mapping[str, str] = {"upgrade": "websocket"}
 
 
 class IdempotencyConflict(VoxgateError):
-    """`retry_after` is in seconds; None where asking again cannot help."""
+    """The Idempotency-Key is another request's, or this one's that is still running."""
 
     status = 409
     code = "idempotency_conflict"
     type = "invalid_request_error"
 
     def __init__(self, message: str, *, retry_after: int | None = None) -> None:
+        """`retry_after` is in seconds; None where asking again cannot help."""
         wait = {"x-should-retry": "false"} if retry_after is None else {"retry-after": str(retry_after)}
         super().__init__(message, param="Idempotency-Key", headers=wait)
 
 
 class RateLimited(VoxgateError):
-    """`wait` is in seconds: whoever waits that long gets in."""
+    """A rate or concurrency limit; `Retry-After` and `retry-after-ms` say when to come back."""
 
     status = 429
     code = "rate_limited"
     type = "rate_limit_error"
 
     def __init__(self, message: str, *, wait: float) -> None:
+        """`wait` is in seconds: whoever waits that long gets in."""
         milliseconds = max(math.ceil(wait * 1000), 1)
         super().__init__(
             message,
@@ -149,6 +161,8 @@ class RateLimited(VoxgateError):
 
 
 class Overloaded(VoxgateError):
+    """The queue is full; `Retry-After` says when to come back."""
+
     status = 503
     code = "overloaded"
 
@@ -158,6 +172,8 @@ class Overloaded(VoxgateError):
 
 
 class ProviderUnavailable(VoxgateError):
+    """Every provider for the model failed."""
+
     status = 502
     code = "provider_unavailable"
 
