@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol
 
-from voxgate.dialects.form import FormModel
-from voxgate.formats import Body
+from voxgate.dialects.form import RequestForm
+from voxgate.formats import Body, json_body, plain_body
 from voxgate.model import Delta, Outcome, TranscriptionRequest
 from voxgate.multipart import Field
 
 
 class Dialect(Protocol):
     """One contract; in a `nullable` one the text `null` is an absent field. `key_header` may carry
-    the API key where there is no `Authorization`. `parse` raises `InvalidInput` naming the field;
-    both methods are without I/O."""
+    the API key where there is no `Authorization`. Nothing here does I/O."""
 
     name: str
     path: str
-    audio_field: str
-    nullable: bool
-    key_header: str
-    form: type[FormModel]
+    form: type[RequestForm]
+    audio_field: str = "file"
+    nullable: bool = False
+    key_header: str = ""
 
-    def parse(self, fields: tuple[Field, ...], files: tuple[str, ...]) -> TranscriptionRequest: ...
+    def parse(self, fields: tuple[Field, ...], files: tuple[str, ...]) -> TranscriptionRequest:
+        """Raises `InvalidInput` naming the field."""
+        form, extra = self.form.read(fields, null=self.nullable)
+        return replace(form.request(), ignored=(*extra, *files))
 
-    def render(self, outcome: Outcome) -> Body: ...
+    def render(self, outcome: Outcome) -> Body:
+        plain = plain_body(outcome.transcript, outcome.request.response_format)
+        return json_body(self.body(outcome)) if plain is None else plain
+
+    def body(self, outcome: Outcome) -> dict[str, Any]:
+        """The answer in those formats that are JSON."""
+        ...
 
 
 class StreamingDialect(Dialect, Protocol):

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import re
+from abc import abstractmethod
 from typing import Annotated, Any, Self, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from voxgate import languages
 from voxgate.errors import InvalidInput
+from voxgate.model import TranscriptionRequest
 from voxgate.multipart import Field
 
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell half a character, UTF-8 cannot
@@ -45,7 +47,8 @@ class FormModel(BaseModel):
         one, and so is the text `null` where the contract calls its fields nullable."""
         values: dict[str, Any] = {}
         extra: dict[str, tuple[str, ...]] = {}
-        for sent, name, value in ((field.name, *_known(cls, field)) for field in fields):
+        for field in fields:
+            sent, value, name = field.name, field.value, _known(cls, field.name)
             if name is None:
                 extra[sent] = (*extra.get(sent, ()), value)
             elif _is_list(cls, name):
@@ -61,33 +64,33 @@ class FormModel(BaseModel):
             for name, value in values.items()
             if cls.model_fields[name].is_required() or not _absent(value, null=null)
         }
-        try:
-            return cls(**given), extra
-        except ValidationError as error:
-            raise _refusal(error) from error
+        return cls.of(given), extra
 
     @classmethod
     def of(cls, body: object) -> Self:
-        """The same of a JSON body."""
+        """The same of values, or of a JSON body."""
         try:
             return cls.model_validate(body)
         except ValidationError as error:
             raise _refusal(error) from error
 
 
-def _known(form: type[FormModel], field: Field) -> tuple[str | None, str]:
-    if field.name in form.model_fields:
-        return field.name, field.value
-    indexed = _INDEXED.match(field.name)
-    if indexed and _is_list(form, indexed[1]):
-        return indexed[1], field.value
-    return None, field.value
+class RequestForm(FormModel):
+    @abstractmethod
+    def request(self) -> TranscriptionRequest:
+        """What these fields ask for. Raises `InvalidInput` for what cannot be had."""
+
+
+def _known(form: type[FormModel], sent: str) -> str | None:
+    """The form's name of it."""
+    if sent in form.model_fields:
+        return sent
+    indexed = _INDEXED.match(sent)
+    return indexed[1] if indexed and _is_list(form, indexed[1]) else None
 
 
 def _is_list(form: type[FormModel], name: str) -> bool:
-    if name not in form.model_fields:
-        return False
-    return _holds_list(form.model_fields[name].annotation)
+    return name in form.model_fields and _holds_list(form.model_fields[name].annotation)
 
 
 def _holds_list(annotation: object) -> bool:

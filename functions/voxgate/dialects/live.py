@@ -83,20 +83,15 @@ def ready(session_id: str, form: LiveForm, provider: str, ignored: tuple[str, ..
 
 def heard(value: Heard) -> dict[str, Any]:
     segment, text = value.segment, value.segment.text.strip()
-    body = {
-        "text": text,
-        "start": verbose.seconds(segment.start),
-        "end": verbose.seconds(segment.end),
-    }
+    body = {"text": text, "start": verbose.seconds(segment.start), "end": verbose.seconds(segment.end)}
     if not value.final:
         return {"type": "partial", **body}
     transcript = Transcript(text, segment.end, words=segment.words)
-    confidence = transcript.confidence
     return {
         "type": "final",
         **body,
         "words": verbose.words(transcript, confidence=True),
-        "confidence": None if confidence is None else round(confidence, 4),
+        "confidence": verbose.probability(transcript.confidence),
     }
 
 

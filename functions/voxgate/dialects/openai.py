@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field as Described
 
-from voxgate.dialects.form import FormModel, Language
+from voxgate.dialects import Dialect
+from voxgate.dialects.form import Language, RequestForm
 from voxgate.dialects.speech_form import SpeechForm, Text, refuse_stream
 from voxgate.errors import InvalidInput
-from voxgate.formats import Body, json_body, plain_body, verbose
+from voxgate.formats import verbose
 from voxgate.model import Delta, Feature, Granularity, Outcome, ResponseFormat, TranscriptionRequest
 from voxgate.multipart import Field
 
@@ -24,41 +25,46 @@ class OpenAIForm(SpeechForm):
     known_speaker_names: Annotated[list[Text], Described(max_length=4)] | None = None
     known_speaker_references: Annotated[list[str], Described(max_length=4)] | None = None
 
+    def request(self, *, chunking_fields: bool = False) -> TranscriptionRequest:
+        """`chunking_fields`: the chunking strategy came as a field for each of its own."""
+        self.check_granularities()
+        request = super().request()
+        required = {**request.required, **self._required()}
+        if chunking_fields or self.chunking_strategy:
+            required |= _chunking(self.chunking_strategy, chunking_fields)
+        language = self.language
+        if language is None and self.languages and len(self.languages) == 1:
+            language = self.languages[0]
+        return replace(request, language=language, keywords=tuple(self.keywords or ()), required=required)
 
-class OpenAIDialect:
+    def _required(self) -> dict[Feature, str]:
+        """The features that the newer parameters need."""
+        asked = (
+            (self.known_speaker_names, Feature.DIARIZATION, "known_speaker_names[]"),
+            (self.known_speaker_references, Feature.DIARIZATION, "known_speaker_references[]"),
+            (self.include, Feature.LOGPROBS, "include[]"),
+            (self.keywords, Feature.KEYWORDS, "keywords"),
+            (len(self.languages or ()) > 1, Feature.LANGUAGES, "languages"),
+        )
+        return {feature: field for given, feature, field in asked if given}
+
+
+class OpenAIDialect(Dialect):
     name = "openai"
     path = "/v1/audio/transcriptions"
-    audio_field = "file"
-    nullable = False
-    key_header = ""
-    form: type[FormModel] = OpenAIForm
+    form: type[RequestForm] = OpenAIForm
     _confident_words = False
 
     def parse(self, fields: tuple[Field, ...], files: tuple[str, ...]) -> TranscriptionRequest:
         chunking = tuple(f for f in fields if f.name.startswith("chunking_strategy["))
         form, extra = OpenAIForm.read(tuple(f for f in fields if f not in chunking))
-        form.check_granularities()
-        language = form.language
-        if language is None and form.languages and len(form.languages) == 1:
-            language = form.languages[0]
-        request = form.request()
-        return replace(
-            request,
-            language=language,
-            keywords=tuple(form.keywords or ()),
-            required={**request.required, **_required(form, bool(chunking))},
-            ignored=(*extra, *files),
-        )
+        return replace(form.request(chunking_fields=bool(chunking)), ignored=(*extra, *files))
 
-    def render(self, outcome: Outcome) -> Body:
+    def body(self, outcome: Outcome) -> dict[str, Any]:
         request, transcript = outcome.request, outcome.transcript
-        plain = plain_body(transcript, request.response_format)
-        if plain is not None:
-            return plain
         usage = verbose.usage(transcript)
         if request.response_format is ResponseFormat.JSON:
-            asked = {"logprobs": verbose.logprobs(transcript)} if Feature.LOGPROBS in request.required else {}
-            return json_body({"text": transcript.text, **asked, "usage": usage})
+            return {"text": transcript.text, **_logprobs(outcome), "usage": usage}
         body: dict[str, Any] = {
             "task": "translate" if request.translate else "transcribe",
             # Of a translation it is that of the output.
@@ -68,13 +74,13 @@ class OpenAIDialect:
         }
         if request.response_format is ResponseFormat.DIARIZED_JSON:
             del body["language"]
-            return json_body(body | {"segments": verbose.diarized(transcript), "usage": usage})
+            return body | {"segments": verbose.diarized(transcript), "usage": usage}
         # As recorded from OpenAI: words alone means no segments.
         if Granularity.SEGMENT in request.granularities:
             body["segments"] = verbose.segments(transcript)
         if Granularity.WORD in request.granularities:
             body["words"] = verbose.words(transcript, confidence=self._confident_words)
-        return json_body(body | {"usage": usage})
+        return body | {"usage": usage}
 
     def render_delta(self, delta: Delta, index: int) -> dict[str, Any] | None:
         if delta.segment is not None and delta.segment.speaker is not None:
@@ -83,12 +89,16 @@ class OpenAIDialect:
         return {"type": "transcript.text.delta", "delta": delta.text, **logprobs} if delta.text else None
 
     def render_done(self, outcome: Outcome, text: str, index: int) -> dict[str, Any]:
-        asked = Feature.LOGPROBS in outcome.request.required
-        logprobs = {"logprobs": verbose.logprobs(outcome.transcript)} if asked else {}
-        return {"type": "transcript.text.done", "text": text, **logprobs, "usage": verbose.usage(outcome.transcript)}
+        usage = verbose.usage(outcome.transcript)
+        return {"type": "transcript.text.done", "text": text, **_logprobs(outcome), "usage": usage}
 
 
-class TranslationForm(FormModel):
+def _logprobs(outcome: Outcome) -> dict[str, Any]:
+    asked = Feature.LOGPROBS in outcome.request.required
+    return {"logprobs": verbose.logprobs(outcome.transcript)} if asked else {}
+
+
+class TranslationForm(RequestForm):
     """What OpenAI's translations take: into English, from whichever language it is."""
 
     model: Annotated[str, Described(min_length=1, examples=["whisper-1"])]
@@ -98,27 +108,26 @@ class TranslationForm(FormModel):
     # No field of the contract; known here so that asking for it is refused, not ignored.
     stream: bool = False
 
+    def request(self) -> TranscriptionRequest:
+        refuse_stream(self.stream)
+        if self.response_format is ResponseFormat.DIARIZED_JSON:
+            raise InvalidInput("Translations have no 'diarized_json'.", param="response_format")
+        return TranscriptionRequest(
+            model=self.model,
+            prompt=self.prompt,
+            temperature=self.temperature,
+            response_format=self.response_format,
+            translate=True,
+        )
+
 
 class TranslationDialect(OpenAIDialect):
     """https://platform.openai.com/docs/api-reference/audio/createTranslation"""
 
     name = "translations"
     path = "/v1/audio/translations"
-    form: type[FormModel] = TranslationForm
-
-    def parse(self, fields: tuple[Field, ...], files: tuple[str, ...]) -> TranscriptionRequest:
-        form, extra = TranslationForm.read(fields)
-        refuse_stream(form.stream)
-        if form.response_format is ResponseFormat.DIARIZED_JSON:
-            raise InvalidInput("Translations have no 'diarized_json'.", param="response_format")
-        return TranscriptionRequest(
-            model=form.model,
-            prompt=form.prompt,
-            temperature=form.temperature,
-            response_format=form.response_format,
-            translate=True,
-            ignored=(*extra, *files),
-        )
+    form = TranslationForm
+    parse = Dialect.parse
 
 
 class InferenceDialect(OpenAIDialect):
@@ -139,24 +148,6 @@ class InferenceDialect(OpenAIDialect):
             "words": verbose.words(transcript, confidence=True),
         }
         return super().render_done(outcome, text, index) | heard
-
-
-def _required(form: OpenAIForm, chunking_fields: bool) -> dict[Feature, str]:
-    """The features that the newer parameters need."""
-    required: dict[Feature, str] = {}
-    if form.known_speaker_names:
-        required[Feature.DIARIZATION] = "known_speaker_names[]"
-    if form.known_speaker_references:
-        required[Feature.DIARIZATION] = "known_speaker_references[]"
-    if form.include:
-        required[Feature.LOGPROBS] = "include[]"
-    if form.keywords:
-        required[Feature.KEYWORDS] = "keywords"
-    if form.languages and len(form.languages) > 1:
-        required[Feature.LANGUAGES] = "languages"
-    if chunking_fields or form.chunking_strategy:
-        required |= _chunking(form.chunking_strategy, chunking_fields)
-    return required
 
 
 def _chunking(strategy: str | None, by_fields: bool) -> dict[Feature, str]:

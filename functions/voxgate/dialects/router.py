@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from voxgate.dialects.form import FormModel
+from voxgate.dialects import Dialect
 from voxgate.dialects.speech_form import SpeechForm, refuse_stream
-from voxgate.formats import Body, json_body, plain_body, verbose
+from voxgate.formats import verbose
 from voxgate.model import Outcome, Preference, ResponseFormat, Routing, TranscriptionRequest
 from voxgate.multipart import Field
 
@@ -19,37 +20,31 @@ class RouterForm(SpeechForm):
     eu_native: bool = False
     allow_quantization: bool = True
 
+    def request(self) -> TranscriptionRequest:
+        self.check_granularities()
+        refuse_stream(self.stream)
+        routing = Routing(
+            allowed_providers=frozenset(self.allowed_providers) if self.allowed_providers else None,
+            preference=self.preference,
+            eu_native=self.eu_native,
+            allow_quantization=self.allow_quantization,
+        )
+        return replace(super().request(), routing=routing)
 
-class RouterDialect:
+
+class RouterDialect(Dialect):
     name = "router"
     path = "/audio/transcriptions"
-    audio_field = "file"
+    form = RouterForm
     nullable = True
-    key_header = ""
-    form: type[FormModel] = RouterForm
 
     def parse(self, fields: tuple[Field, ...], files: tuple[str, ...]) -> TranscriptionRequest:
-        form, extra = RouterForm.read(fields, null=self.nullable)
-        form.check_granularities()
-        refuse_stream(form.stream)
-        return replace(
-            form.request(),
-            routing=Routing(
-                allowed_providers=frozenset(form.allowed_providers) if form.allowed_providers else None,
-                preference=form.preference,
-                eu_native=form.eu_native,
-                allow_quantization=form.allow_quantization,
-            ),
-            extra=extra,
-            ignored=files,
-        )
+        form, extra = self.form.read(fields, null=True)
+        return replace(form.request(), extra=extra, ignored=files)
 
-    def render(self, outcome: Outcome) -> Body:
+    def body(self, outcome: Outcome) -> dict[str, Any]:
         request, transcript = outcome.request, outcome.transcript
-        plain = plain_body(transcript, request.response_format)
-        if plain is not None:
-            return plain
-        body = {
+        body: dict[str, Any] = {
             "id": outcome.id,
             "object": "audio.transcription",
             "created": outcome.created,
@@ -63,4 +58,4 @@ class RouterDialect:
             body["duration"] = verbose.seconds(transcript.duration)
             if request.words:
                 body["words"] = verbose.words(transcript)
-        return json_body(body)
+        return body

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field as Described
 
-from voxgate.dialects.form import FormModel, Language
+from voxgate.dialects.form import Language, RequestForm
 from voxgate.errors import InvalidInput
 from voxgate.model import Feature, Granularity, ResponseFormat, TranscriptionRequest
 
@@ -14,7 +14,7 @@ _STREAMED = (ResponseFormat.JSON, ResponseFormat.TEXT, ResponseFormat.DIARIZED_J
 Text = Annotated[str, Described(max_length=64_000)]
 
 
-class SpeechForm(FormModel):
+class SpeechForm(RequestForm):
     model: Annotated[str, Described(min_length=1, examples=["whisper-1"])]
     language: Language | None = None
     prompt: Text | None = None
@@ -24,13 +24,13 @@ class SpeechForm(FormModel):
     stream: bool = False
 
     def request(self) -> TranscriptionRequest:
-        """What these fields ask for. Raises `InvalidInput` for what cannot be had."""
         if self.stream and self.response_format not in _STREAMED:
             raise InvalidInput(
                 f"'stream' goes with response_format 'json', 'text' or 'diarized_json', not '{self.response_format}'.",
                 param="stream",
             )
-        required = {Feature.DIARIZATION: "response_format"} if self._diarized else {}
+        diarized = self.response_format is ResponseFormat.DIARIZED_JSON
+        required = {Feature.DIARIZATION: "response_format"} if diarized else {}
         plain = self.response_format in (ResponseFormat.TEXT, ResponseFormat.SRT, ResponseFormat.VTT)
         if Granularity.WORD in (self.timestamp_granularities or ()) and not plain:
             required[Feature.WORDS] = "timestamp_granularities"
@@ -44,10 +44,6 @@ class SpeechForm(FormModel):
             granularities=frozenset(self.timestamp_granularities or [Granularity.SEGMENT]),
             required=required,
         )
-
-    @property
-    def _diarized(self) -> bool:
-        return self.response_format is ResponseFormat.DIARIZED_JSON
 
     def check_granularities(self) -> None:
         """OpenAI's rule, which the LiteLLM contract does not have."""

@@ -2,54 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field as Described
 
-from voxgate.dialects.form import FormModel, Language
+from voxgate.dialects import Dialect
+from voxgate.dialects.form import Language, RequestForm
 from voxgate.dialects.speech_form import refuse_stream
-from voxgate.formats import Body, json_body, verbose
+from voxgate.formats import verbose
 from voxgate.model import Granularity, Outcome, Routing, TranscriptionRequest
-from voxgate.multipart import Field
 
 
-class StatsForm(FormModel):
+class StatsForm(RequestForm):
     model_id: Annotated[str, Described(min_length=1, examples=["whisper-1"])]
     language: Language | None = None
     provider_id: str | None = None
     # No field of the contract; known here so that asking for it is refused, not ignored.
     stream: bool = False
 
+    def request(self) -> TranscriptionRequest:
+        refuse_stream(self.stream)
+        return TranscriptionRequest(
+            model=self.model_id,
+            language=self.language,
+            granularities=frozenset({Granularity.WORD, Granularity.SEGMENT}),
+            routing=Routing(provider=self.provider_id),
+        )
 
-class StatsDialect:
+
+class StatsDialect(Dialect):
     name = "stats"
     path = "/v1/stt/transcribe"
+    form = StatsForm
     audio_field = "audio"
-    nullable = False
-    key_header = ""
-    form: type[FormModel] = StatsForm
 
-    def parse(self, fields: tuple[Field, ...], files: tuple[str, ...]) -> TranscriptionRequest:
-        form, extra = StatsForm.read(fields)
-        refuse_stream(form.stream)
-        return TranscriptionRequest(
-            model=form.model_id,
-            language=form.language,
-            granularities=frozenset({Granularity.WORD, Granularity.SEGMENT}),
-            routing=Routing(provider=form.provider_id),
-            ignored=(*extra, *files),
-        )
-
-    def render(self, outcome: Outcome) -> Body:
+    def body(self, outcome: Outcome) -> dict[str, Any]:
         transcript = outcome.transcript
-        confidence = transcript.confidence
-        return json_body(
-            {
-                "text": transcript.text,
-                "duration": verbose.seconds(transcript.duration),
-                "language": transcript.language,
-                "confidence": None if confidence is None else round(confidence, 4),
-                "words": verbose.words(transcript, confidence=True),
-                "model": outcome.request.model,
-            }
-        )
+        return {
+            "text": transcript.text,
+            "duration": verbose.seconds(transcript.duration),
+            "language": transcript.language,
+            "confidence": verbose.probability(transcript.confidence),
+            "words": verbose.words(transcript, confidence=True),
+            "model": outcome.request.model,
+        }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from voxgate import languages
-from voxgate.model import Delta, Segment, Transcript, Word
+from voxgate.model import Delta, Segment, Transcript
 
 
 def segment(number: int, value: Segment) -> dict[str, Any]:
@@ -30,17 +30,18 @@ def segments(transcript: Transcript) -> list[dict[str, Any]] | None:
     return [segment(number, value) for number, value in enumerate(transcript.segments)]
 
 
-def word(value: Word, *, confidence: bool) -> dict[str, Any]:
-    shown: dict[str, Any] = {"word": value.text, "start": seconds(value.start), "end": seconds(value.end)}
-    if confidence:
-        shown["confidence"] = None if value.confidence is None else round(value.confidence, 4)
-    return shown
-
-
 def words(transcript: Transcript, *, confidence: bool = False) -> list[dict[str, Any]] | None:
     if transcript.words is None:
         return None
-    return [word(value, confidence=confidence) for value in transcript.words]
+    return [
+        {
+            "word": word.text,
+            "start": seconds(word.start),
+            "end": seconds(word.end),
+            **({"confidence": probability(word.confidence)} if confidence else {}),
+        }
+        for word in transcript.words
+    ]
 
 
 def diarized(transcript: Transcript) -> list[dict[str, Any]]:
@@ -89,3 +90,7 @@ def language(code: str | None, style: str) -> str | None:
 
 def seconds(value: float) -> float:
     return round(value, 3)
+
+
+def probability(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
