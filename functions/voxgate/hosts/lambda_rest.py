@@ -11,13 +11,12 @@ import binascii
 import gzip
 import json
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pybase64
 from aws_lambda_powertools import Logger
-from aws_lambda_powertools.event_handler import APIGatewayRestResolver
-from aws_lambda_powertools.event_handler import Response as ApiResponse
 
 from voxgate.errors import InvalidInput, ProviderUnavailable, TooLarge
 from voxgate.hosts.gateway import build_application
@@ -38,35 +37,24 @@ def build_handler(application: Application, loop: asyncio.AbstractEventLoop, met
     """The Lambda function's handler; `loop` runs the requests, one after the other."""
     logger = Logger(service="voxgate")
     metrics = metrics or Metrics()
-    resolver = APIGatewayRestResolver()
-    seconds_left: float | None = None
-
-    def answer() -> ApiResponse[Any]:
-        event = resolver.current_event.raw_event
-        response = loop.run_until_complete(_handle(application, event, seconds_left))
-        response = _fitting(response, _headers(event).get("accept-encoding", ""))
-        headers: dict[str, str | list[str]] = dict(response.headers)
-        # All our bodies are UTF-8 text; what was compressed is bytes, which Powertools passes as base64.
-        body = response.body if "content-encoding" in headers else response.body.decode()
-        return ApiResponse(status_code=response.status, headers=headers, body=body)
-
-    for path, methods in application.routes.items():
-        rule = f"{path}.+" if path.endswith("/") else path  # Powertools takes rules as patterns
-        for method in methods:
-            resolver.route(rule, method)(answer)
-    # Other paths and methods get their 404 and 405 from the application too.
-    resolver.not_found(lambda _: answer())
 
     @logger.inject_lambda_context(clear_state=True)
     def handler(event: Event, context: Any) -> dict[str, Any]:
         remaining = getattr(context, "get_remaining_time_in_millis", None)
         # A second is kept back to say that time is up, rather than to be cut off in silence.
-        nonlocal seconds_left
         seconds_left = max(remaining() / 1000 - 1.0, 0.1) if remaining else None
         try:
-            return resolver.resolve(event, context)
+            response = loop.run_until_complete(_handle(application, event, seconds_left))
         finally:
             metrics.flush()  # the process may be frozen from here on
+        response = _fitting(response, _headers(event).get("accept-encoding", ""))
+        packed = "content-encoding" in response.headers  # all else that we send is UTF-8 text
+        return {
+            "statusCode": response.status,
+            "multiValueHeaders": {name: [value] for name, value in response.headers.items()},
+            "body": pybase64.b64encode_as_string(response.body) if packed else response.body.decode(),
+            "isBase64Encoded": packed,
+        }
 
     return handler
 
@@ -151,14 +139,13 @@ async def _chunks(event: Event) -> AsyncIterator[bytes]:
         yield bytes(view[start : start + 1024 * 1024])
 
 
-@dataclass(frozen=True, slots=True)
-class _LocalContext:
-    """What Lambda passes beside the event, as far as Powertools reads it."""
-
-    function_name: str = "voxgate"
-    memory_limit_in_mb: int = 1024
-    invoked_function_arn: str = "arn:aws:lambda:local:000000000000:function:voxgate"
-    aws_request_id: str = "local"
+# What Lambda passes beside the event, as far as Powertools reads it.
+_LOCAL_CONTEXT = SimpleNamespace(
+    function_name="voxgate",
+    memory_limit_in_mb=1024,
+    invoked_function_arn="arn:aws:lambda:local:000000000000:function:voxgate",
+    aws_request_id="local",
+)
 
 
 def for_one_at_a_time(settings: Settings) -> Settings:
@@ -170,7 +157,7 @@ def invoke(gateway: Gateway, event: Event) -> dict[str, Any]:
     """Run the handler on one event in this process, and end what it started."""
     loop = asyncio.new_event_loop()
     try:
-        return build_handler(build_application(gateway), loop, gateway.metrics)(event, _LocalContext())
+        return build_handler(build_application(gateway), loop, gateway.metrics)(event, _LOCAL_CONTEXT)
     finally:
         loop.run_until_complete(gateway.close())
         loop.close()
