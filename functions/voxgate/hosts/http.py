@@ -80,9 +80,7 @@ class Application:
             response = error_response(error)
         except Exception:  # the entry point: the client gets the envelope, the log the traceback
             logger.exception("request %s failed", request.id)
-            response = error_response(
-                VoxgateError(f"Something went wrong here; quote {request.id} when you report it.")
-            )
+            response = error_response(_unforeseen(request.id))
         response = replace(response, headers=request.told | response.headers | {"x-request-id": request.id})
         logger.info(
             "%s %s %d %.0f ms %s",
@@ -95,16 +93,18 @@ class Application:
         return response
 
     def _route(self, request: Request) -> Handler:
-        methods = self.routes.get(request.path)
+        above = (path for path in self.routes if path.endswith("/") and request.path.startswith(path))
+        methods = self.routes.get(request.path) or self.routes.get(next(above, ""))
         if methods is None:
-            below = [p for p in self.routes if p.endswith("/") and request.path.startswith(p) and request.path != p]
-            if not below:
-                raise NotFound(f"There is nothing at {request.method[:20]} {request.path[:200]}.")
-            methods = self.routes[below[0]]
+            raise NotFound(f"There is nothing at {request.method[:20]} {request.path[:200]}.")
         method = "GET" if request.method == "HEAD" else request.method
         if method not in methods:
             raise MethodNotAllowed(request.method[:20], request.path[:200], list(methods))
         return methods[method]
+
+
+def _unforeseen(request_id: str) -> VoxgateError:
+    return VoxgateError(f"Something went wrong here; quote {request_id} when you report it.")
 
 
 def encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
@@ -140,34 +140,30 @@ def transcription(transcriber: Transcriber, dialect: Dialect) -> Handler:
             serve(Incoming(request.id, request.headers, request.body, request.content_length, request.told, events))
         )
         begun = asyncio.create_task(events.begun.wait())
-        streaming = False
+        parts = None
         try:
             # An answer begins with its first event, so that until then another provider may serve, and a
             # failure has its status; or with a heartbeat, before somebody on the way takes it for dead.
-            while not await _first(work, begun) and not (events.live and events.wanted):
-                pass
+            ready = False
+            while not ready:
+                done, _ = await asyncio.wait(
+                    (work, begun), timeout=_HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                )
+                ready = bool(done) or (events.live and events.wanted)
             if work.done():
                 reply = work.result()
                 return Response(200, reply.headers, reply.content)
             # With a heartbeat it is not known yet who will have served.
             known = events.headers if events.begun.is_set() else {}
-            headers = HEADERS | {"x-accel-buffering": "no"} | known
             parts = Parts(work, events, request.id)
-            streaming = True
-            return Response(200, headers, b"", parts)
+            return Response(200, HEADERS | {"x-accel-buffering": "no"} | known, b"", parts)
         finally:
             begun.cancel()
-            if not streaming:
+            if parts is None:
                 work.cancel()
                 await asyncio.wait([work])
 
     return handle
-
-
-async def _first(*tasks: asyncio.Task[Any]) -> bool:
-    """Whether one of them was done before it was time for a heartbeat."""
-    done, _ = await asyncio.wait(tasks, timeout=_HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-    return bool(done)
 
 
 class Parts:
@@ -186,23 +182,18 @@ class Parts:
             await self._work
         except VoxgateError as error:
             yield event(error.envelope())
-        except Exception:  # the entry point: the client gets the envelope, the log the traceback
+        except Exception:  # the entry point, too
             logger.exception("request %s failed", self._request_id)
-            message = f"Something went wrong here; quote {self._request_id} when you report it."
-            yield event(VoxgateError(message).envelope())
+            yield event(_unforeseen(self._request_id).envelope())
 
     async def aclose(self) -> None:
         self._work.cancel()
         self._closing.cancel()
-        await whole(_ended(self._work, self._closing))
+        await whole(asyncio.wait([self._work, self._closing]))
 
     async def _close(self) -> None:
         await asyncio.wait([self._work])
         await self._events.close()
-
-
-async def _ended(*tasks: asyncio.Task[Any]) -> None:
-    await asyncio.wait(tasks)
 
 
 def count(metrics: Metrics, contract: str, code: str, seconds: float) -> None:
