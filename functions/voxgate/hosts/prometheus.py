@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from voxgate.engines import Pool
 from voxgate.engines.batch_pool import BatchPool
@@ -20,62 +20,52 @@ _MEGABYTE = 1024 * 1024
 
 def prometheus(provider: EmbeddedProvider, pool: Pool) -> Handler:
     async def handle(request: Request) -> Response:
-        lines = [*_gauge("ready", "Whether requests are served.", int(pool.ready))]
-        lines += _gauge("queue_audio_seconds", "Of audio that waits or is at work.", round(provider.queued_seconds, 3))
-        lines += _gauge("queue_requests", "That wait or are at work.", pool.admission.queued)
+        queued = round(provider.queued_seconds, 3)
+        told = [
+            _metric("ready", "Whether requests are served.", {"": int(pool.ready)}),
+            _metric("queue_audio_seconds", "Of audio that waits or is at work.", {"": queued}),
+            _metric("queue_requests", "That wait or are at work.", {"": pool.admission.queued}),
+        ]
         if isinstance(pool, BatchPool):
-            lines += _of_batches(pool)
-        lines += await _of_gpu()
-        return Response(200, {"content-type": _TYPE}, "".join(f"{line}\n" for line in lines).encode())
+            told += _of_batches(pool)
+        if found := await gpu():
+            busy, used, total = found
+            told += (
+                _metric("gpu_utilization_ratio", "Share of the time.", {"": round(busy / 100, 2)}),
+                _metric("gpu_memory_used_bytes", "On the first GPU.", {"": int(used * _MEGABYTE)}),
+                _metric("gpu_memory_total_bytes", "On the first GPU.", {"": int(total * _MEGABYTE)}),
+            )
+        return Response(200, {"content-type": _TYPE}, "".join(told).encode())
 
     return handle
 
 
 def _of_batches(pool: BatchPool) -> Iterator[str]:
     stats = pool.stats
-    yield from _gauge("windows_per_second", "That are decoded while there is work.", round(pool.admission.speed, 3))
-    yield from _head("batch_size", "histogram", "Windows that were decoded at a time.")
+    yield _metric("windows_per_second", "That are decoded while there is work.", {"": round(pool.admission.speed, 3)})
+    sizes: dict[str, float] = {}
     count = 0
     for size, batches in sorted(stats.batches.items()):
         count += batches
-        yield f'voxgate_batch_size_bucket{{le="{size}"}} {count}'
-    yield f'voxgate_batch_size_bucket{{le="+Inf"}} {count}'
-    yield f"voxgate_batch_size_sum {sum(size * batches for size, batches in stats.batches.items())}"
-    yield f"voxgate_batch_size_count {count}"
-    yield from _head("stage_seconds_total", "counter", "Spent on preparing, waiting for a turn, and decoding.")
-    for stage in ("preparing", "waiting", "decoding"):
-        yield f'voxgate_stage_seconds_total{{stage="{stage}"}} {stats.sums.get(stage, 0.0):.3f}'
-    yield from _head("audio_seconds_total", "counter", "Of speech, decoded.")
-    yield f"voxgate_audio_seconds_total {stats.sums.get('seconds', 0.0):.3f}"
+        sizes[f'_bucket{{le="{size}"}}'] = count
+    decoded = sum(size * batches for size, batches in stats.batches.items())
+    sizes |= {'_bucket{le="+Inf"}': count, "_sum": decoded, "_count": count}
+    yield _metric("batch_size", "Windows that were decoded at a time.", sizes, kind="histogram")
+    stages = {f'{{stage="{s}"}}': f"{stats.sums.get(s, 0.0):.3f}" for s in ("preparing", "waiting", "decoding")}
+    what = "Spent on preparing, waiting for a turn, and decoding."
+    yield _metric("stage_seconds_total", what, stages, kind="counter")
     heard, took = stats.sums.get("seconds", 0.0), stats.sums.get("decoding", 0.0)
-    yield from _gauge(
-        "real_time_factor", "Seconds of decoding for one of speech.", round(took / heard if heard else 0, 4)
-    )
-    yield from _head("model_loaded", "gauge", "Whether the weights are in memory.")
-    for name, loaded in stats.loaded.items():
-        yield f'voxgate_model_loaded{{model="{_escaped(name)}"}} {int(loaded)}'
+    yield _metric("audio_seconds_total", "Of speech, decoded.", {"": f"{heard:.3f}"}, kind="counter")
+    factor = round(took / heard if heard else 0, 4)
+    yield _metric("real_time_factor", "Seconds of decoding for one of speech.", {"": factor})
+    loaded = {f'{{model="{_escaped(name)}"}}': int(there) for name, there in stats.loaded.items()}
+    yield _metric("model_loaded", "Whether the weights are in memory.", loaded)
 
 
-async def _of_gpu() -> list[str]:
-    found = await gpu()
-    if not found:
-        return []
-    busy, used, total = found
-    return [
-        *_gauge("gpu_utilization_ratio", "Share of the time.", round(busy / 100, 2)),
-        *_gauge("gpu_memory_used_bytes", "On the first GPU.", int(used * _MEGABYTE)),
-        *_gauge("gpu_memory_total_bytes", "On the first GPU.", int(total * _MEGABYTE)),
-    ]
-
-
-def _gauge(name: str, what: str, value: float) -> Iterator[str]:
-    yield from _head(name, "gauge", what)
-    yield f"voxgate_{name} {value}"
-
-
-def _head(name: str, kind: str, what: str) -> Iterator[str]:
-    yield f"# HELP voxgate_{name} {what}"
-    yield f"# TYPE voxgate_{name} {kind}"
+def _metric(name: str, what: str, samples: Mapping[str, float | str], *, kind: str = "gauge") -> str:
+    """A metric's lines; the samples go by what follows its name."""
+    head = f"# HELP voxgate_{name} {what}\n# TYPE voxgate_{name} {kind}\n"
+    return head + "".join(f"voxgate_{name}{suffix} {value}\n" for suffix, value in samples.items())
 
 
 def _escaped(text: str) -> str:
