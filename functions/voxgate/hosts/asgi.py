@@ -1,6 +1,6 @@
 """An `Application` as an ASGI app: the server of one machine, and the streaming ingress.
 
-ASGI 3.0: HTTP, WebSockets and lifespan (https://asgi.readthedocs.io/en/latest/specs/www.html).
+ASGI 3.0: HTTP and lifespan (https://asgi.readthedocs.io/en/latest/specs/www.html).
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from voxgate.errors import ClientGone, RequestTimeout
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+_T = TypeVar("_T")
 
 # A client that is refused while it sends goes on sending, and would take a closed connection for
 # a failure of the network; so what it sends is read and thrown away, within these bounds.
@@ -33,7 +34,8 @@ _FAREWELL_SECONDS = 5.0  # for live sessions to say what they still have to say
 
 
 class AsgiApp:
-    """`start` runs before the first request, `stop` after the last; `slowest_upload` is in bytes a second."""
+    """`start` runs before the first request, `stop` after the last; `slowest_upload` is in bytes a second. The
+    WebSockets are for the server to hand its connections to (`hosts.serve`)."""
 
     def __init__(
         self,
@@ -46,7 +48,7 @@ class AsgiApp:
     ) -> None:
         self._slowest_upload = slowest_upload
         self._application = application
-        self._sockets = sockets
+        self.sockets = sockets
         self._start = start
         self._stop = stop
         self._working: set[asyncio.Task[Any]] = set()
@@ -56,13 +58,11 @@ class AsgiApp:
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
             await self._http(scope, receive, send)
-        elif scope["type"] == "websocket" and self._sockets is not None:
-            await self._sockets(scope, receive, send)
 
     def restart(self, seconds: float) -> None:
         """It is going to end in so many seconds, and nobody new comes: what may last longer is told."""
-        if self._sockets is not None:
-            asyncio.get_running_loop().call_later(max(seconds - _FAREWELL_SECONDS, 0.0), self._sockets.restart.set)
+        if self.sockets is not None:
+            asyncio.get_running_loop().call_later(max(seconds - _FAREWELL_SECONDS, 0.0), self.sockets.restart.set)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -100,52 +100,30 @@ class AsgiApp:
             content_length=int(length) if length.isascii() and length.isdecimal() else None,
             streams=True,
         )
-        response = await self._answer(request, body)
-        if response is not None and response.parts is not None:
-            await self._stream(response, response.parts, body, send)
-        elif response is not None:
+        work = await self._until_gone(self._application.handle(request), body)
+        if work.cancelled():
+            return
+        response = work.result()
+        if response.parts is None:
             await _send(response, body, send)
-
-    async def _stream(self, response: Response, parts: Parts, body: _Body, send: Send) -> None:
-        """Part by part, until the client hangs up or stops reading."""
-        start = {"type": "http.response.start", "status": response.status, "headers": encoded(response.headers)}
-
-        async def work() -> None:
-            await send(start)
-            async for part in parts:
-                async with asyncio.timeout(frames.STALL_SECONDS):
-                    await send({"type": "http.response.body", "body": part, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-        sending, watch = asyncio.create_task(work()), asyncio.create_task(body.gone())
-        self._working.add(sending)
-        sending.add_done_callback(self._working.discard)
+            return
         try:
-            await asyncio.wait({sending, watch}, return_when=asyncio.FIRST_COMPLETED)
+            await self._until_gone(_stream(response, response.parts, send), body)
+        finally:
+            await response.parts.aclose()  # it may not have begun
+
+    async def _until_gone(self, work: Coroutine[Any, Any, _T], body: _Body) -> asyncio.Task[_T]:
+        """The work, done, or cancelled where its client has hung up."""
+        working, watch = asyncio.create_task(work), asyncio.create_task(body.gone())
+        self._working.add(working)
+        working.add_done_callback(self._working.discard)
+        try:
+            await asyncio.wait({working, watch}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             watch.cancel()
-            sending.cancel()
-            await parts.aclose()
-            await asyncio.wait([sending])
-
-    async def _answer(self, request: Request, body: _Body) -> Response | None:
-        """The response, or None where the client has hung up, which stops all work for it."""
-        work = asyncio.create_task(self._application.handle(request))
-        self._working.add(work)
-        work.add_done_callback(self._working.discard)
-        watch = asyncio.create_task(body.gone())
-        try:
-            await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                return work.result()
-            work.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await work
-            return None
-        finally:
-            watch.cancel()
-            work.cancel()
-            await asyncio.wait([work])
+            working.cancel()
+            await asyncio.wait([working])
+        return working
 
 
 class _Body:
@@ -217,6 +195,18 @@ class _Body:
         if not message.get("more_body", False):
             self._whole.set()
         return bytes(message.get("body", b""))
+
+
+async def _stream(response: Response, parts: Parts, send: Send) -> None:
+    """Part by part, as long as the client reads; it is done when what it costs is settled."""
+    try:
+        await send({"type": "http.response.start", "status": response.status, "headers": encoded(response.headers)})
+        async for part in parts:
+            async with asyncio.timeout(frames.STALL_SECONDS):
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    finally:
+        await parts.aclose()
 
 
 async def _send(response: Response, body: _Body, send: Send) -> None:

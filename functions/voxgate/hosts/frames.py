@@ -1,16 +1,19 @@
-"""WebSockets on a server's connection: RFC 6455's frames by `websockets`, which does no I/O, and ASGI's messages."""
+"""WebSockets on a server's connection: RFC 6455's frames are by `websockets`, which does no I/O."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, MutableMapping
+from collections.abc import Callable, Coroutine, Mapping
 from http import HTTPStatus
 from typing import Any
 
-from websockets.frames import DATA_OPCODES, Frame, Opcode
+from websockets.frames import DATA_OPCODES, CloseCode, Frame, Opcode
 from websockets.http11 import Response
 from websockets.protocol import OPEN, SEND_EOF, Protocol, Side
+
+from voxgate.errors import ClientGone
+from voxgate.hosts import http
 
 STALL_SECONDS = 60.0
 _PING_SECONDS = 20.0
@@ -19,8 +22,14 @@ _LINGER_BYTES = 72 * 1024 * 1024
 _EARLY_BYTES = 64 * 1024  # that come before the handshake is answered
 QUIET = logging.getLogger("voxgate.hosts.frames.quiet")  # at its usual level it tells of each connection
 QUIET.setLevel(logging.WARNING)
-Message = MutableMapping[str, Any]
-App = Callable[..., Coroutine[Any, Any, None]]
+
+
+def last_response(response: http.Response) -> bytes:
+    """It on the wire, where the connection ends with it."""
+    status = HTTPStatus(response.status)
+    headers = response.headers | {"content-length": str(len(response.body)), "connection": "close"}
+    lines = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + response.body
 
 
 class Impatient(asyncio.Protocol):
@@ -46,14 +55,15 @@ class Impatient(asyncio.Protocol):
 
 class SocketProtocol(Impatient):
     """One WebSocket, from its handshake on, whose answer `accepting` is where the application accepts. `rest` came
-    with the handshake. `left` is called once the connection is no more."""
+    with the handshake. `left` is called once the connection is no more. Who receives or sends where nobody is left
+    gets a `ClientGone`."""
 
     def __init__(self, accepting: Response, rest: bytes, *, most: int, left: Callable[[SocketProtocol], None]) -> None:
         self._accepting = accepting
         self._early = rest
         self._left = left
         self._frames = Protocol(Side.SERVER, state=OPEN, max_size=most, logger=QUIET)
-        self._queue: asyncio.Queue[Message] = asyncio.Queue()
+        self._queue: asyncio.Queue[bytes | str | None] = asyncio.Queue()
         self._parts: list[bytes] = []
         self._kind: Opcode | None = None
         self._writable = asyncio.Event()
@@ -61,12 +71,10 @@ class SocketProtocol(Impatient):
         self._accepted = self._closing = self._lost = self._paused = False
         self._timer: asyncio.TimerHandle | None = None
         self._lingered = 0  # bytes
-        self._refusal: tuple[int, list[tuple[bytes, bytes]]] = (500, [])
 
-    def begin(self, transport: asyncio.Transport, app: App, scope: Message) -> asyncio.Task[None]:
+    def begin(self, transport: asyncio.Transport, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         self.transport = transport
-        self._queue.put_nowait({"type": "websocket.connect"})
-        task = asyncio.create_task(app(scope, self.receive, self.send))
+        task = asyncio.create_task(work)
         task.add_done_callback(lambda _: self._leave())
         return task
 
@@ -124,12 +132,12 @@ class SocketProtocol(Impatient):
             return
         data, self._parts = b"".join(self._parts), []
         if self._kind is Opcode.BINARY:
-            self._queue.put_nowait({"type": "websocket.receive", "bytes": data})
+            self._queue.put_nowait(data)
         else:
             try:
-                self._queue.put_nowait({"type": "websocket.receive", "text": data.decode()})
+                self._queue.put_nowait(data.decode())
             except UnicodeDecodeError:
-                self._frames.fail(1007, "the text is no UTF-8")
+                self._frames.fail(CloseCode.INVALID_DATA, "the text is no UTF-8")
                 return
         self._pause()
 
@@ -144,39 +152,11 @@ class SocketProtocol(Impatient):
             self._paused = False
             self.transport.resume_reading()
 
-    # What the application sees.
+    # What the application does.
 
-    async def receive(self) -> Message:
-        message = await self._queue.get()
-        if self._queue.empty() and self._accepted:
-            self._resume()
-        return message
-
-    async def send(self, message: Message) -> None:
-        """Raises `ConnectionError` where nobody is left."""
-        await self._writable.wait()
-        if self._lost or self._closing:
-            raise ConnectionResetError("The client hung up.")
-        match message["type"]:
-            case "websocket.accept":
-                self._accept(message)
-            case "websocket.send":
-                self._frames.send_text(message["text"].encode())
-                self._flush()
-            case "websocket.close":
-                self._frames.send_close(message["code"])
-                self._flush()
-                self._disconnect()
-            case "websocket.http.response.start":
-                self._refusal = (message["status"], message["headers"])
-            case "websocket.http.response.body":
-                self._refuse(message["body"])
-
-    def _accept(self, message: Message) -> None:
-        for name, value in message["headers"]:
-            self._accepting.headers[name.decode("latin-1")] = value.decode("latin-1")
-        if message["subprotocol"]:
-            self._accepting.headers["sec-websocket-protocol"] = message["subprotocol"]
+    async def accept(self, headers: Mapping[str, str]) -> None:
+        await self._room()
+        self._accepting.headers.update(headers)
         self.transport.write(self._accepting.serialize())
         self._accepted = True
         self._timer = asyncio.get_running_loop().call_later(_PING_SECONDS, self._ping)
@@ -185,13 +165,40 @@ class SocketProtocol(Impatient):
         if early:
             self.data_received(early)
 
-    def _refuse(self, body: bytes) -> None:
-        status, headers = self._refusal
-        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode()
-        lines = [*headers, (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
-        self.transport.write(head + b"".join(b"%b: %b\r\n" % line for line in lines) + b"\r\n" + body)
+    async def receive(self) -> bytes | str:
+        message = await self._queue.get()
+        if self._queue.empty() and self._accepted:
+            self._resume()
+        if message is None:
+            raise ClientGone("The client hung up.")
+        return message
+
+    async def send(self, text: bytes) -> None:
+        await self._room()
+        self._frames.send_text(text)
+        self._flush()
+
+    async def close(self, code: int) -> None:
+        await self._room()
+        self._frames.send_close(code)
+        self._flush()
+        self._disconnect()
+
+    async def refuse(self, response: http.Response) -> None:
+        """In place of `accept`; after it this is nothing more than an end."""
+        if self._accepted:
+            await self.close(CloseCode.INTERNAL_ERROR)
+            return
+        await self._room()
+        self.transport.write(last_response(response))
         self._disconnect()
         self._half_close()
+
+    async def _room(self) -> None:
+        """Until more may be written."""
+        await self._writable.wait()
+        if self._lost or self._closing:
+            raise ClientGone("The client hung up.")
 
     # Ends.
 
@@ -212,8 +219,7 @@ class SocketProtocol(Impatient):
             return
         self._closing = True
         self._parts = []
-        closed = self._frames.close_rcvd
-        self._queue.put_nowait({"type": "websocket.disconnect", "code": closed.code if closed else 1006})
+        self._queue.put_nowait(None)
         if self._timer is not None:
             self._timer.cancel()
         self._resume()
@@ -224,7 +230,7 @@ class SocketProtocol(Impatient):
         """The application is done."""
         if not self._closing:
             if self._accepted:
-                self._frames.fail(1011)
+                self._frames.fail(CloseCode.INTERNAL_ERROR)
                 self._flush()
             self._disconnect()
             self._half_close()

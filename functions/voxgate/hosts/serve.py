@@ -10,7 +10,9 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from http import HTTPStatus
+from typing import cast
 from urllib.parse import unquote
 
 import httptools
@@ -22,8 +24,9 @@ from websockets.server import ServerProtocol
 
 from voxgate.errors import InvalidInput
 from voxgate.hosts.asgi import AsgiApp
-from voxgate.hosts.frames import QUIET, Impatient, SocketProtocol
+from voxgate.hosts.frames import QUIET, Impatient, SocketProtocol, last_response
 from voxgate.hosts.http import error_response, request_id
+from voxgate.hosts.sockets import Sockets
 from voxgate.live import MOST_MESSAGE
 
 _LONGEST_HEAD = 64 * 1024
@@ -99,14 +102,14 @@ class _Protocol(Impatient, HttpToolsProtocol):
         method = self.scope["method"]
         if method == "CONNECT":
             self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, "This is no proxy.")
-        elif not wanted or self.parser.get_http_version() != "1.1":
+        elif not wanted or self.parser.get_http_version() != "1.1" or self._sockets is None:
             self._as_if_not_asked(rest)
         elif self._values(b"transfer-encoding") or set(self._values(b"content-length")) - {b"0"}:
             self._refuse(HTTPStatus.BAD_REQUEST, "A request for an upgrade has no body.")
         elif method != "GET":
             self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, "A WebSocket is asked for with GET.")
         else:
-            self._handshake(rest)
+            self._handshake(rest, self._sockets)
 
     def _as_if_not_asked(self, rest: bytes) -> None:
         """An upgrade that is not known is ignored (RFC 9110, 7.8), and its body is the request's."""
@@ -115,7 +118,7 @@ class _Protocol(Impatient, HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self._feed(b"\r\n".join([*lines, b"", b""]) + rest)
 
-    def _handshake(self, rest: bytes) -> None:
+    def _handshake(self, rest: bytes, sockets: Sockets) -> None:
         headers = Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in self.headers])
         accepting = ServerProtocol(logger=QUIET).accept(Request("/", headers))
         versions = [version.strip() for version in headers.get_all("sec-websocket-version")]
@@ -126,20 +129,18 @@ class _Protocol(Impatient, HttpToolsProtocol):
             self._refuse(HTTPStatus.BAD_REQUEST, "That is no WebSocket's handshake: a header is missing or odd.")
         else:
             url = httptools.parse_url(self.url)
-            offered = ",".join(headers.get_all("sec-websocket-protocol")).split(",")
-            scope = self.scope | {
-                "type": "websocket",
-                "path": unquote(url.path.decode("ascii")),
-                "query_string": url.query or b"",
-                "subprotocols": [each.strip() for each in offered if each.strip()],
-            }
+            path, query = unquote(url.path.decode("ascii")), (url.query or b"").decode("latin-1")
             protocol = SocketProtocol(accepting, rest, most=MOST_MESSAGE, left=self.connections.discard)
             self.connections.discard(self)
             self.connections.add(protocol)  # type: ignore[arg-type] # which wants one with `shutdown`
             self.transport.set_protocol(protocol)
-            task = protocol.begin(self.transport, self.app, scope)
+            task = protocol.begin(self.transport, sockets(protocol, path, query, headers))
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
+
+    @property
+    def _sockets(self) -> Sockets | None:
+        return cast(AsgiApp, self.config.app).sockets
 
     def _values(self, name: bytes) -> list[bytes]:
         return [value for each, value in self.headers if each == name]
@@ -148,15 +149,9 @@ class _Protocol(Impatient, HttpToolsProtocol):
         self._refuse(HTTPStatus.BAD_REQUEST, msg)
 
     def _refuse(self, status: HTTPStatus, message: str, more: Mapping[str, str] | None = None) -> None:
-        response = error_response(InvalidInput(message))
-        headers = response.headers | {
-            "x-request-id": request_id(),
-            "content-length": str(len(response.body)),
-            "connection": "close",
-            **(more or {}),
-        }
-        lines = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{name}: {value}" for name, value in headers.items())]
-        self.transport.write("\r\n".join([*lines, "", ""]).encode("latin-1") + response.body)
+        response = replace(error_response(InvalidInput(message)), status=status)
+        response.headers.update({"x-request-id": request_id(), **(more or {})})
+        self.transport.write(last_response(response))
         self.transport.close()
 
 
