@@ -58,7 +58,8 @@ class _Protocol(Impatient, HttpToolsProtocol):
             self.loop.call_later(_NAP, self._read_on)
 
     def _may_read(self) -> bool:
-        return not self.flow.read_paused and not self.transport.is_closing()
+        mine = not self.transport.is_closing() and self.transport.get_protocol() is self
+        return mine and not self.flow.read_paused
 
     def _read_on(self) -> None:
         if self._may_read():
