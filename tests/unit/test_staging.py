@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
-import json
 import os
 import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -28,7 +24,7 @@ from hypothesis import strategies as st
 from moto import mock_aws
 from mypy_boto3_s3 import S3Client
 
-from voxgate.staging import Presigner, Staging, audio_key, result_key
+from voxgate.staging import Staging, audio_key, result_key
 from voxgate.staging.local import LocalStaging
 from voxgate.staging.s3 import S3Staging
 from voxgate.tasks import Threads
@@ -117,7 +113,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Client]:
 
 @pytest.fixture
 def in_s3(s3: S3Client) -> Iterator[S3Staging]:
-    staging = S3Staging(BUCKET, prefix="here/")
+    staging = S3Staging(BUCKET)
     yield staging
     run(staging.close())
 
@@ -128,16 +124,16 @@ def place(request: pytest.FixtureRequest) -> Place:
         local, root = request.getfixturevalue("local"), request.getfixturevalue("root")
         return Place(local, lambda: files_below(root), root.as_uri())
     in_s3, client = request.getfixturevalue("in_s3"), request.getfixturevalue("s3")
-    return Place(in_s3, lambda: objects_in(client, "here/"), f"s3://{BUCKET}/here")
+    return Place(in_s3, lambda: objects_in(client), f"s3://{BUCKET}")
 
 
 def files_below(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def objects_in(client: S3Client, prefix: str) -> dict[str, bytes]:
+def objects_in(client: S3Client) -> dict[str, bytes]:
     names = [found["Key"] for found in client.list_objects_v2(Bucket=BUCKET).get("Contents", [])]
-    return {name.removeprefix(prefix): client.get_object(Bucket=BUCKET, Key=name)["Body"].read() for name in names}
+    return {name: client.get_object(Bucket=BUCKET, Key=name)["Body"].read() for name in names}
 
 
 class Breaking(io.BytesIO):
@@ -584,41 +580,3 @@ def test_the_bucket_sweeps_itself(in_s3: S3Staging) -> None:
     run(in_s3.put(KEY, b"x"))
     assert run(in_s3.sweep(audio_seconds=-10)) == 0
     assert run(in_s3.get(KEY, limit=1)) == b"x"
-
-
-@pytest.mark.parametrize("kms_key_id", ["", "alias/voxgate"], ids=["sse-s3", "sse-kms"])
-def test_a_signed_upload_is_for_one_key_one_size_and_a_short_time(s3: S3Client, kms_key_id: str) -> None:
-    staging = S3Staging(BUCKET, prefix="here/", kms_key_id=kms_key_id)
-    presigner: Presigner = staging
-    earliest = int(time.time()) + 300
-    upload = run(presigner.presign_upload("acct_1", "req-1", max_bytes=25_000_000, seconds=300))
-    latest = int(time.time()) + 300
-    run(staging.close())
-
-    policy = json.loads(base64.b64decode(upload.fields["policy"]))
-    ends = datetime.fromisoformat(policy["expiration"]).timestamp()
-    assert earliest <= upload.expires <= ends <= latest
-    encryption = {"x-amz-server-side-encryption": "AES256"}
-    if kms_key_id:
-        encryption["x-amz-server-side-encryption"] = "aws:kms"
-        encryption["x-amz-server-side-encryption-aws-kms-key-id"] = kms_key_id
-    signed = {name: value for name, value in upload.fields.items() if name not in ("policy", "x-amz-signature")}
-    exact = [condition for condition in policy["conditions"] if isinstance(condition, dict)]
-    ranges = [condition for condition in policy["conditions"] if not isinstance(condition, dict)]
-    # Every field is fixed, none by its beginning only; so is the bucket, and nothing else is allowed.
-    assert ranges == [["content-length-range", 1, 25_000_000]]
-    assert {name: value for condition in exact for name, value in condition.items()} == signed | {"bucket": BUCKET}
-    assert len(exact) == len(signed) + 1
-    assert signed.items() >= (encryption | {"key": "here/staging/acct_1/req-1"}).items()
-    assert "acl" not in signed
-    assert signed["x-amz-algorithm"] == "AWS4-HMAC-SHA256"
-    assert upload.key == KEY
-    assert upload.url == f"https://{BUCKET}.s3.{REGION}.amazonaws.com/"  # not the one that redirects
-
-
-@pytest.mark.parametrize(("max_bytes", "seconds"), [(0, 60), (-1, 60), (1, 0), (1, -5), (1, 901)])
-def test_no_longer_and_no_empty_upload_is_signed(in_s3: S3Staging, max_bytes: int, seconds: int) -> None:
-    for allowed in (1, 900):
-        assert run(in_s3.presign_upload("a", "r", max_bytes=1, seconds=allowed)).key == "staging/a/r"
-    with pytest.raises(ValueError, match="upload"):
-        run(in_s3.presign_upload("a", "r", max_bytes=max_bytes, seconds=seconds))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 # ASCII without dot, slash and percent sign: no part can be `..`, hold a separator or need escaping.
@@ -72,27 +71,4 @@ class References(Protocol):
 
         Raises `ValueError` for a reference to anything else and for more than `limit` bytes, `KeyError`
         where nothing is there any more.
-        """
-
-
-@dataclass(frozen=True, slots=True)
-class PresignedUpload:
-    """A form that uploads once signed: POST to `url` all of `fields`, and the audio last, as `file`.
-
-    `key` is where the audio will be, for `get` and `remove`; `expires` is in unix seconds.
-    """
-
-    url: str
-    fields: dict[str, str]
-    key: str
-    expires: int
-
-
-class Presigner(Protocol):
-    async def presign_upload(
-        self, account_id: str, request_id: str, *, max_bytes: int, seconds: int
-    ) -> PresignedUpload:
-        """Let whoever has the form upload 1 to `max_bytes` bytes as that request's audio.
-
-        Raises `ValueError` for `seconds` outside of 1..900 and for `max_bytes` below 1.
         """
