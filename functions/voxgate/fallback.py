@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from voxgate.catalog import Deployment
@@ -26,7 +27,7 @@ from voxgate.metrics import Metrics
 from voxgate.model import Delta, Transcript
 from voxgate.providers import Ask, LiveEngine, Provider
 from voxgate.providers.prepare import Prepared
-from voxgate.routing.health import Attempt, Health
+from voxgate.routing.health import Health
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
+    """`wait` is the seconds after which another attempt may be made."""
+
     deployment: Deployment
     failure: FailureClass
     status: int | None
@@ -61,6 +64,16 @@ class _Failure:
     def __str__(self) -> str:
         status = f" ({self.status})" if self.status else ""
         return f"{self.deployment.provider.name}: {self.failure}{status}"
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """`fair` where failing it says something of the deployment. `latency` and the audio's `duration` are in seconds."""
+
+    fair: bool = True
+    latency: float | None = None
+    duration: float = 0.0
+    failure: _Failure | None = None
 
 
 class Outages(Protocol):
@@ -95,28 +108,18 @@ class _Reader:
         return told
 
 
+@dataclass(kw_only=True, eq=False)
 class Fallback:
     """`provider_timeout` bounds one attempt and `request_timeout` all of them, in seconds."""
 
-    def __init__(
-        self,
-        *,
-        providers: Mapping[str, Provider],
-        health: Health,
-        outages: Outages | None,
-        metrics: Metrics | None = None,
-        provider_timeout: float,
-        request_timeout: float,
-        uniform: Callable[[float, float], float] = random.uniform,
-    ) -> None:
-        self._providers = providers
-        self._health = health
-        self._outages = outages
-        self._metrics = metrics or Metrics()
-        self._asked = -math.inf
-        self._provider_timeout = provider_timeout
-        self._request_timeout = request_timeout
-        self._uniform = uniform
+    providers: Mapping[str, Provider]
+    health: Health
+    outages: Outages | None
+    metrics: Metrics = field(default_factory=Metrics)
+    provider_timeout: float
+    request_timeout: float
+    uniform: Callable[[float, float], float] = random.uniform
+    _learned: float = field(default=-math.inf, init=False)
 
     async def serve(
         self,
@@ -128,40 +131,39 @@ class Fallback:
         seconds: float = math.inf,
     ) -> Served:
         """Each deployment has its share of what is left of the time, of which a client may give less: so many
-        `seconds`. Raises `InvalidInput` where a provider
-        finds fault with the request, `RateLimited` or `Overloaded` where all are at their limits, and else
-        `ProviderUnavailable` with what each attempt came to."""
+        `seconds`. Raises `InvalidInput` where a provider finds fault with the request, `RateLimited` or
+        `Overloaded` where all are at their limits, and else `ProviderUnavailable` with what each came to."""
         clock = asyncio.get_running_loop().time
-        deadline = clock() + min(self._request_timeout, seconds)
+        deadline = clock() + min(self.request_timeout, seconds)
         failures: list[_Failure] = []
         left, put_off = deque(deployments), set[Deployment]()
         attempts = 0
         while left:
             deployment = left.popleft()
             # What is at its limit is not asked at all: it said when to come back.
-            if wait := self._health.limited_for(deployment.id):
+            if wait := self.health.limited_for(deployment.id):
                 failures.append(_Failure(deployment, FailureClass.RATE_LIMIT, None, wait))
                 continue
-            if left and deployment not in put_off and not self._health.available(deployment.id):
+            if left and deployment not in put_off and not self.health.available(deployment.id):
                 put_off.add(deployment)  # out of order since it was chosen
                 left.append(deployment)
                 continue
             until = clock() + (deadline - clock()) / (len(left) + 1)
             for retry in (False, True):
-                pause = self._uniform(*_PAUSE) if retry else 0.0
+                pause = self.uniform(*_PAUSE) if retry else 0.0
                 if clock() + pause >= until:
                     break
                 if retry:  # else nothing may come between the look at the breaker and the attempt
                     await asyncio.sleep(pause)
                 attempts += 1
                 attempted(attempts, deployment)
-                outcome = await self._attempt(prepared, deployment, until, deadline, attempts)
+                outcome = await self._ask(prepared, deployment, until, deadline, attempts)
                 if isinstance(outcome, Served):
                     return outcome
                 failures.append(outcome)
                 if told():  # nobody else can go on from there
                     raise _unavailable(failures)
-                if outcome.failure is not FailureClass.TRANSIENT or not self._health.available(deployment.id):
+                if outcome.failure is not FailureClass.TRANSIENT or not self.health.available(deployment.id):
                     break
         raise _unavailable(failures)
 
@@ -171,106 +173,98 @@ class Fallback:
         """The first that takes live speech, and how many were asked. Raises as `serve` does."""
         failures: list[_Failure] = []
         for number, deployment in enumerate(deployments, 1):
-            if wait := self._health.limited_for(deployment.id):
+            if wait := self.health.limited_for(deployment.id):
                 failures.append(_Failure(deployment, FailureClass.RATE_LIMIT, None, wait))
                 continue
-            attempt, judged = self._health.begin(deployment.id), True
-            try:
-                async with asyncio.timeout(self._provider_timeout):
-                    provider = self._providers[deployment.provider.name]
-                    engine = await provider.listen(Ask(deployment, language, interim))
-            except Overloaded as error:
-                judged = False
-                failures.append(_Failure(deployment, FailureClass.OVERLOADED, 503, float(error.retry_after)))
-            except (ProviderError, TimeoutError) as error:
-                if isinstance(error, TimeoutError):
-                    error = ProviderError(FailureClass.TRANSIENT, "timed out")
-                judged = error.failure is not FailureClass.UNSUPPORTED
-                failures.append(await self._failed(deployment, attempt if judged else None, error))
-            except BaseException:
-                judged = False
-                raise
-            else:
-                if self._health.succeeded(deployment.id, attempt):
-                    await self._report(deployment)
+            async with self._attempt(deployment) as attempt, asyncio.timeout(self.provider_timeout):
+                provider = self.providers[deployment.provider.name]
+                engine = await provider.listen(Ask(deployment, language, interim))
+            if attempt.failure is None:
                 return deployment, engine, number
-            finally:
-                if not judged:
-                    self._health.ended(deployment.id, attempt)
+            failures.append(attempt.failure)
         raise _unavailable(failures)
 
-    async def _attempt(
+    async def _ask(
         self, prepared: Prepared, deployment: Deployment, until: float, deadline: float, number: int
     ) -> Served | _Failure:
         clock = asyncio.get_running_loop().time
-        attempt = self._health.begin(deployment.id)
-        asked = judged = False
         reader = _Reader(deadline)
-        try:
+        async with self._attempt(deployment) as attempt:
+            attempt.fair = False
             async with asyncio.timeout_at(until):
                 call = await prepared.call(deployment)
-            asked, begun = True, clock()
-            limit = min(self._provider_timeout, until - begun)
-            async with asyncio.timeout(limit) as timeout:
-                reading = replace(call, left=limit, heard=reader.of(call.heard, timeout) if call.heard else None)
-                transcript = await self._providers[deployment.provider.name].transcribe(reading)
-        except TimeoutError:
-            # That it had no time says nothing of it.
-            judged = asked and limit >= min(self._provider_timeout, _FAIR_SECONDS)
-            judged = judged and limit - reader.took > _FAIR_SHARE * limit
-            error = ProviderError(FailureClass.TRANSIENT, "timed out")
-            return await self._failed(deployment, attempt if judged else None, error)
+            attempt.fair, begun = True, clock()
+            limit = min(self.provider_timeout, until - begun)
+            try:
+                async with asyncio.timeout(limit) as timeout:
+                    reading = replace(call, left=limit, heard=reader.of(call.heard, timeout) if call.heard else None)
+                    transcript = await self.providers[deployment.provider.name].transcribe(reading)
+            except TimeoutError:
+                # That it had no time says nothing of it.
+                attempt.fair = limit >= min(self.provider_timeout, _FAIR_SECONDS)
+                attempt.fair = attempt.fair and limit - reader.took > _FAIR_SHARE * limit
+                raise
+            attempt.latency, attempt.duration = clock() - begun - reader.waited, call.duration
+        if attempt.failure is not None:
+            return attempt.failure
+        converted = call.container.name if call.container != prepared.container else None
+        return Served(deployment, transcript, attempt.latency or 0.0, number, converted)
+
+    @contextlib.asynccontextmanager
+    async def _attempt(self, deployment: Deployment) -> AsyncIterator[_Attempt]:
+        """How it ends goes to the deployment's health, and its failure no further. Raises `InvalidInput` where the
+        provider finds fault with the request."""
+        begun, judged = self.health.begin(deployment.id), False
+        attempt = _Attempt()
+        try:
+            yield attempt
         except Overloaded as error:
-            return _Failure(deployment, FailureClass.OVERLOADED, 503, float(error.retry_after))
-        except ProviderError as error:
+            attempt.failure = _Failure(deployment, FailureClass.OVERLOADED, 503, float(error.retry_after))
+        except (ProviderError, TimeoutError) as error:
+            if isinstance(error, TimeoutError):
+                error = ProviderError(FailureClass.TRANSIENT, "timed out")
             if error.failure is FailureClass.CALLER_FAULT:
                 kind = TooLarge if error.status == 413 else InvalidInput
                 raise kind(error.message, param=error.param) from error
-            judged = asked and error.failure is not FailureClass.UNSUPPORTED
-            return await self._failed(deployment, attempt if judged else None, error)
+            # Its words are not logged: a provider may quote what it heard.
+            why = type(error.__cause__).__name__ if error.__cause__ else ""
+            logger.warning("%s failed: %s (%s) %s", deployment.id, error.failure, error.status, why)
+            self.metrics.add("ProviderFailures", provider=deployment.provider.name)
+            judged = attempt.fair and error.failure is not FailureClass.UNSUPPORTED
+            wait = None
+            if judged and error.failure is FailureClass.RATE_LIMIT:
+                wait = _LIMITED if error.retry_after is None else float(error.retry_after)
+                self.health.limited(deployment.id, begun, wait)
+            elif judged and self.health.failed(deployment.id, begun):
+                logger.warning("%s is left alone for a while", deployment.id)
+                await self._report(deployment)
+            attempt.failure = _Failure(deployment, error.failure, error.status, wait)
         else:
-            judged, latency = True, clock() - begun - reader.waited
-            if self._health.succeeded(deployment.id, attempt, latency=latency, duration=call.duration):
+            judged = True
+            if self.health.succeeded(deployment.id, begun, latency=attempt.latency, duration=attempt.duration):
                 logger.info("%s serves again", deployment.id)
                 await self._report(deployment)
         finally:
             if not judged:  # given up, or the caller's fault: neither says anything of the deployment
-                self._health.ended(deployment.id, attempt)
-        converted = call.container.name if call.container != prepared.container else None
-        return Served(deployment, transcript, latency, number, converted)
+                self.health.ended(deployment.id, begun)
 
     async def learn(self) -> None:
         """Once in a while, before deployments are chosen: what other processes found out, so that not each has to."""
         now = asyncio.get_running_loop().time()
-        if self._outages is not None and now >= self._asked + _LEARN_SECONDS:
-            self._asked = now
+        if self.outages is not None and now >= self._learned + _LEARN_SECONDS:
+            self._learned = now
             try:
                 async with asyncio.timeout(_LEARN_TIMEOUT):
-                    self._health.learn(await self._outages.outages())
+                    self.health.learn(await self.outages.outages())
             except Exception:  # whatever the store has: nobody is to go without an answer for this
                 logger.exception("what others know of the deployments cannot be had")
 
     async def _report(self, deployment: Deployment) -> None:
-        if self._outages is not None:
+        if self.outages is not None:
             try:
-                await self._outages.report_outage(deployment.id, self._health.report(deployment.id).until or 0.0)
+                await self.outages.report_outage(deployment.id, self.health.report(deployment.id).until or 0.0)
             except Exception:  # likewise
                 logger.exception("the others cannot be told of %s", deployment.id)
-
-    async def _failed(self, deployment: Deployment, attempt: Attempt | None, error: ProviderError) -> _Failure:
-        """`attempt` is None where the failure says nothing of the deployment."""
-        # Its words are not logged: a provider may quote what it heard.
-        why = type(error.__cause__).__name__ if error.__cause__ else ""
-        logger.warning("%s failed: %s (%s) %s", deployment.id, error.failure, error.status, why)
-        self._metrics.add("ProviderFailures", provider=deployment.provider.name)
-        wait = None
-        if attempt is not None and error.failure is FailureClass.RATE_LIMIT:
-            wait = _LIMITED if error.retry_after is None else float(error.retry_after)
-            self._health.limited(deployment.id, attempt, wait)
-        elif attempt is not None and self._health.failed(deployment.id, attempt):
-            logger.warning("%s is left alone for a while", deployment.id)
-            await self._report(deployment)
-        return _Failure(deployment, error.failure, error.status, wait)
 
 
 def _unavailable(failures: list[_Failure]) -> VoxgateError:

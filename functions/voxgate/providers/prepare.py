@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -25,39 +26,26 @@ _STAGING_SECONDS = 30.0
 _FLAC_BYTES = 24_000  # a second of speech at 16 kHz, with room
 
 
+@dataclass(kw_only=True, eq=False)
 class Prepared:
     """One request's audio. A context manager: leaving it removes whatever was made of the audio.
 
     `staging` and `ids`, the account's and the request's, are for providers that are given a reference.
     """
 
-    def __init__(
-        self,
-        *,
-        request: TranscriptionRequest,
-        audio: Upload,
-        container: Container,
-        duration: float,
-        spool_dir: Path,
-        staging: Staging | None = None,
-        ids: tuple[str, str] = ("", ""),
-        exchange: Exchange | None = None,
-        threads: Threads | None = None,
-        heard: Callable[[Delta], Awaitable[None]] | None = None,
-    ) -> None:
-        self.request = request
-        self.audio = audio
-        self.container = container
-        self.duration = duration
-        self._spool_dir = spool_dir
-        self._staging = staging
-        self._ids = ids
-        self._exchange = exchange
-        self._heard = heard
-        self.serving: Deployment | None = None
-        self._threads = threads or Threads("convert", 1)
-        self._staged: asyncio.Task[str | None] | None = None
-        self._made: dict[Container, Upload] = {}
+    request: TranscriptionRequest
+    audio: Upload
+    container: Container
+    duration: float
+    spool_dir: Path
+    staging: Staging | None = None
+    ids: tuple[str, str] = ("", "")
+    exchange: Exchange | None = None
+    threads: Threads = field(default_factory=lambda: Threads("convert", 1))
+    heard: Callable[[Delta], Awaitable[None]] | None = None
+    serving: Deployment | None = field(default=None, init=False)
+    _staged: asyncio.Task[str | None] | None = field(default=None, init=False)
+    _made: dict[Container, Upload] = field(default_factory=dict, init=False)
 
     async def __aenter__(self) -> Prepared:
         return self
@@ -74,8 +62,8 @@ class Prepared:
     def begin(self, deployment: Deployment) -> None:
         """Stage the audio for it if it takes a reference, beside whatever is done meanwhile."""
         wanted = deployment.provider.staged and self._as_it_is(deployment)
-        if self._staging is not None and wanted and self._staged is None:
-            self._staged = asyncio.create_task(self._stage(self._staging))
+        if self.staging is not None and wanted and self._staged is None:
+            self._staged = asyncio.create_task(self._stage(self.staging))
 
     async def call(self, deployment: Deployment) -> Call:
         """One attempt's call. Raises `ProviderError` (unsupported) where no file fits."""
@@ -91,8 +79,8 @@ class Prepared:
             container=container,
             duration=self.duration,
             reference=reference if deployment.provider.staged and audio is self.audio else None,
-            exchange=self._exchange,
-            heard=self._heard,
+            exchange=self.exchange,
+            heard=self.heard,
         )
 
     async def _stage(self, staging: Staging) -> str | None:
@@ -100,19 +88,19 @@ class Prepared:
         try:
             async with asyncio.timeout(_STAGING_SECONDS):
                 return await staging.put(
-                    audio_key(*self._ids), self.audio.file, content_type=self.container.content_type
+                    audio_key(*self.ids), self.audio.file, content_type=self.container.content_type
                 )
         except Exception:  # whatever the network has: the bytes are still here
             logger.exception("the audio cannot be staged")
             return None
 
     async def _unstage(self) -> None:
-        if self._staged is None or self._staging is None:
+        if self._staged is None or self.staging is None:
             return
         self._staged.cancel()
         await asyncio.wait([self._staged])
         try:
-            await self._staging.remove(audio_key(*self._ids))
+            await self.staging.remove(audio_key(*self.ids))
         except Exception:  # it goes by its age
             logger.exception("staged audio cannot be removed")
 
@@ -136,11 +124,11 @@ class Prepared:
 
     async def _converted(self, target: Container) -> Upload:
         if target not in self._made:
-            made = Upload(self._spool_dir)
+            made = Upload(self.spool_dir)
             self._made[target] = made  # from here on it is closed at the end
             stop = threading.Event()
             try:
-                await self._threads.run(lambda: self._convert(target, made, stop), stop=stop.set)
+                await self.threads.run(lambda: self._convert(target, made, stop), stop=stop.set)
             except BaseException as error:
                 del self._made[target]
                 made.close()
