@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from voxgate.audio import UnusableAudio
@@ -50,42 +51,43 @@ MOST_MESSAGE = 512 * 1024  # bytes that a client sends at once
 NORMAL, INTERNAL_ERROR, RESTART = 1000, 1011, 1012
 
 
+@dataclass(eq=False)
 class Socket:
-    """What a host has to give: the client's messages, one after the other, and a way to answer."""
+    """What a host has to give: the client's messages, one after the other, and a way to answer. Both raise
+    `ClientGone`."""
 
-    def __init__(self, receive: Callable[[], Awaitable[bytes | str]], send: Callable[[Any], Awaitable[None]]) -> None:
-        self.receive = receive  # both raise `ClientGone`
-        self._send = send
-        self._sequence = 0
+    receive: Callable[[], Awaitable[bytes | str]]
+    send: Callable[[Any], Awaitable[None]]
+    _sequence: int = 0
 
     async def tell(self, message: dict[str, Any]) -> None:
         """Raises `ClientGone`."""
         kind = message.pop("type")
         body = {"type": kind, "sequence": self._sequence} | message
         self._sequence += 1
-        await self._send(body)
+        await self.send(body)
 
 
+@dataclass(kw_only=True, eq=False)
 class Live:
-    def __init__(self, *, transcriber: Transcriber, gate: Gate, max_seconds: float) -> None:
-        self._transcriber = transcriber
-        self._gate = gate
-        self._max_seconds = max_seconds
+    transcriber: Transcriber
+    gate: Gate
+    max_seconds: float
 
     @contextlib.asynccontextmanager
     async def session(
         self, request_id: str, headers: Mapping[str, str], query: Mapping[str, str], told: MutableMapping[str, str]
     ) -> AsyncIterator[Session]:
         """Raises what the client is to see instead. `told` takes the headers that it is to see with it."""
-        async with self._gate.request(request_id, dialect.NAME, headers, "", told, tokens=True) as tab:
+        async with self.gate.request(request_id, dialect.NAME, headers, "", told, tokens=True) as tab:
             form, extra = dialect.LiveForm.read(tuple(Field(name, value) for name, value in query.items()))
             request = form.request()
-            models = self._transcriber.models(request, tab.caller)
+            models = self.transcriber.models(request, tab.caller)
             tab.note(model=models[0].id)
-            deployments = await self._transcriber.choose(models, Asked(request, 0.0, 0))
+            deployments = await self.transcriber.choose(models, Asked(request, 0.0, 0))
             purse = _Purse(tab, deployments)
             await purse.cover(1)
-            line = _Line(self._transcriber.fallback, deployments, form)
+            line = _Line(self.transcriber.fallback, deployments, form)
             decoding = decoder(form.encoding, sample_rate=form.sample_rate, channels=form.channels)
             try:
                 deployment, attempts = await line.open()
@@ -93,13 +95,14 @@ class Live:
                 tab.note(provider=deployment.provider.name, deployment=deployment.upstream_model, attempts=attempts)
                 ready = dialect.ready(request_id, form, deployment.provider.name, tuple(extra))
                 yield Session(
+                    transcriber=self.transcriber,
+                    deployment=deployment,
                     ready=ready,
                     tab=tab,
                     purse=purse,
                     line=line,
                     decoding=decoding,
-                    max_seconds=self._max_seconds,
-                    count=self._transcriber.count,
+                    max_seconds=self.max_seconds,
                 )
             finally:
                 if decoding.blocks:
@@ -107,30 +110,24 @@ class Live:
                 await line.close()
 
 
+@dataclass(kw_only=True, eq=False)
 class Session:
-    def __init__(
-        self,
-        *,
-        ready: dict[str, Any],
-        tab: Tab,
-        purse: _Purse,
-        line: _Line,
-        decoding: Decoder,
-        max_seconds: float,
-        count: Callable[[Deployment, float], None],
-    ) -> None:
-        self._ready = ready
-        self._tab = tab
-        self._purse = purse
-        self._line = line
-        self._decoding = decoding
-        self._max_seconds = max_seconds
-        self._count = count
-        self._clock = asyncio.get_running_loop().time
+    transcriber: Transcriber
+    deployment: Deployment
+    ready: dict[str, Any]
+    tab: Tab
+    purse: _Purse
+    line: _Line
+    decoding: Decoder
+    max_seconds: float
+    _clock: Callable[[], float] = field(default_factory=lambda: asyncio.get_running_loop().time, init=False)
+    _begun: float = field(init=False)
+    _finals: list[str] = field(default_factory=list, init=False)
+    _given: int = field(default=0, init=False)  # bytes
+    _account: dict[str, Any] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
         self._begun = self._clock()
-        self._finals: list[str] = []
-        self._given = 0  # bytes
-        self._account: dict[str, Any] | None = None
 
     async def run(self, socket: Socket, restart: asyncio.Event) -> int:
         """The code to close with. Raises `ClientGone`."""
@@ -147,7 +144,7 @@ class Session:
                 failure = failure or unfinished
             account = await self._settle(failure)
             if failure is None:
-                await socket.tell(dialect.done(self._finals, self._ready["language"], account))
+                await socket.tell(dialect.done(self._finals, self.ready["language"], account))
             else:
                 code = _code(failure)
                 await socket.tell(dialect.error(failure, account=account))
@@ -177,7 +174,7 @@ class Session:
             case None:
                 return None
             case error:  # the entry point: the client gets the envelope, the log the traceback
-                session = self._ready["session_id"]
+                session = self.ready["session_id"]
                 logger.error("session %s failed", session, exc_info=error)
                 return VoxgateError(f"Something went wrong here; quote {session} when you report it.")
 
@@ -185,7 +182,7 @@ class Session:
         """Has the client told what is left. Raises `ClientGone`."""
 
         async def rest() -> None:
-            await self._line.end()
+            await self.line.end()
             await telling
 
         async def ignore() -> None:
@@ -208,22 +205,22 @@ class Session:
     async def _listen(self, socket: Socket) -> None:
         """Until the client has said all."""
         renewed = self._begun
-        await socket.tell(self._ready)
+        await socket.tell(self.ready)
         while True:
-            left = self._begun + self._max_seconds - self._clock()
+            left = self._begun + self.max_seconds - self._clock()
             try:
                 async with asyncio.timeout(min(_IDLE_SECONDS, left)):
                     message = await socket.receive()
             except TimeoutError as error:
                 raise self._too_long() if left < _IDLE_SECONDS else _idle() from error
             if isinstance(message, bytes):
-                await self._hear(self._decoding.push(message))
+                await self._hear(self.decoding.push(message))
             elif await self._said(socket, message) is dialect.Word.CLOSE:
-                await self._hear(self._decoding.end())
+                await self._hear(self.decoding.end())
                 return
             if self._clock() > renewed + _RENEW_SECONDS:
                 renewed = self._clock()
-                await self._purse.renew()
+                await self.tab.extend(0, tenths=0)
 
     async def _said(self, socket: Socket, text: str) -> dialect.Word | None:
         try:
@@ -232,12 +229,12 @@ class Session:
             await socket.tell(dialect.error(error))
             return None
         if word is dialect.Word.FINALIZE:
-            await self._line.finalize()
+            await self.line.finalize()
         return word
 
     async def _hear(self, pieces: Iterator[bytes]) -> None:
         while True:
-            pcm = await asyncio.to_thread(next, pieces, None) if self._decoding.blocks else next(pieces, None)
+            pcm = await asyncio.to_thread(next, pieces, None) if self.decoding.blocks else next(pieces, None)
             if pcm is None:
                 return
             await self._give(pcm)
@@ -249,17 +246,17 @@ class Session:
             piece = pcm[at : at + _PIECE - self._given % _PIECE]
             at += len(piece)
             seconds = (self._given + len(piece)) / _SECOND
-            if seconds > self._max_seconds:
+            if seconds > self.max_seconds:
                 raise self._too_long()
-            await self._purse.cover(started_tenths(seconds))
+            await self.purse.cover(started_tenths(seconds))
             ahead = seconds - _BURST_SECONDS - _MOST_SPEED * (self._clock() - self._begun)
             if ahead > 0:
                 await asyncio.sleep(ahead / _MOST_SPEED)
             self._given += len(piece)
-            await self._line.feed(piece)
+            await self.line.feed(piece)
 
     async def _tell(self, socket: Socket) -> None:
-        async for heard in self._line.heard():
+        async for heard in self.line.heard():
             if text := heard.segment.text.strip():
                 if heard.final:
                     self._finals.append(text)
@@ -268,20 +265,19 @@ class Session:
     async def _settle(self, failure: VoxgateError | None) -> dict[str, Any]:
         given = self._given / _SECOND
         # What we or a recognizer failed to make of it, nobody pays for.
-        owed = given if failure is None or failure.status < 500 else min(self._line.final_until, given)
-        (deployment,) = self._purse.deployments
-        billed = deployment.billable(owed) / 10 if owed else 0.0
-        cost = deployment.cost(owed) if owed else 0
-        self._tab.note(status=failure.status if failure else 200, seconds=billed)
+        owed = given if failure is None or failure.status < 500 else min(self.line.final_until, given)
+        self.tab.note(status=failure.status if failure else 200)
         self._account = {}
-        reply = await self._tab.settle(cost, Reply({}, b""))
         if owed:
-            self._count(deployment, owed)
+            reply = await self.transcriber.charge(self.tab, self.deployment, owed, Reply({}, b""))
+        else:
+            reply = await self.tab.settle(0, Reply({}, b""))
+        billed = self.deployment.billable(owed) / 10 if owed else 0.0
         self._account = dialect.account(given, billed, reply.headers)
         return self._account
 
     def _too_long(self) -> RequestTimeout:
-        return RequestTimeout(f"A session lasts {self._max_seconds:g} seconds at most; open another one.")
+        return RequestTimeout(f"A session lasts {self.max_seconds:g} seconds at most; open another one.")
 
 
 def _idle() -> RequestTimeout:
@@ -294,14 +290,14 @@ def _code(failure: VoxgateError | None) -> int:
     return INTERNAL_ERROR if failure.status == VoxgateError.status else 4000 + failure.status
 
 
+@dataclass(eq=False)
 class _Purse:
     """What a session has set aside."""
 
-    def __init__(self, tab: Tab, deployments: tuple[Deployment, ...]) -> None:
-        self.deployments = deployments
-        self._tab = tab
-        self._covered = 0  # tenths
-        self._held: int | None = None
+    tab: Tab
+    deployments: tuple[Deployment, ...]
+    _covered: int = 0  # tenths
+    _held: int | None = None
 
     async def cover(self, tenths: int) -> None:
         """Of audio, in all. Raises `InsufficientQuota`, `RateLimited`."""
@@ -311,42 +307,39 @@ class _Purse:
             except (InsufficientQuota, RateLimited):
                 await self._take(tenths)
 
-    async def renew(self) -> None:
-        await self._tab.extend(0, tenths=0)
-
     async def _take(self, tenths: int) -> None:
         amount = max(deployment.cost(tenths / 10) for deployment in self.deployments)
         if self._held is None:
-            await self._tab.hold(amount, tenths=tenths, fingerprint="")
+            await self.tab.hold(amount, tenths=tenths, fingerprint="")
         else:
             amount = max(amount, self._held)
-            await self._tab.extend(amount - self._held, tenths=tenths - self._covered)
+            await self.tab.extend(amount - self._held, tenths=tenths - self._covered)
         self._covered, self._held = tenths, amount
 
 
+@dataclass(eq=False)
 class _Line:
     """A recognizer, which where it is lost is opened once more, and hears again what is not final."""
 
-    def __init__(self, fallback: Fallback, deployments: tuple[Deployment, ...], form: dialect.LiveForm) -> None:
-        self._fallback = fallback
-        self._deployments = deployments
-        self._form = form
-        self._engine: LiveEngine | None = None
-        self._kept = bytearray()
-        self._kept_from = 0  # bytes
-        self._cuts: list[int] = []  # bytes, where the client has ended an utterance that is not final
-        self._offset = 0.0  # seconds, at which the recognizer's own time begins
-        self._opening = asyncio.Lock()
-        self._again: asyncio.Task[None] | None = None
-        self._ended = False
-        self.final_until = 0.0  # seconds
+    fallback: Fallback
+    deployments: tuple[Deployment, ...]
+    form: dialect.LiveForm
+    final_until: float = 0.0  # seconds
+    _engine: LiveEngine | None = None
+    _kept: bytearray = field(default_factory=bytearray)
+    _kept_from: int = 0  # bytes
+    _cuts: list[int] = field(default_factory=list)  # bytes, where the client has ended an utterance that is not final
+    _offset: float = 0.0  # seconds, at which the recognizer's own time begins
+    _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _again: asyncio.Task[None] | None = None
+    _ended: bool = False
 
     async def open(self) -> tuple[Deployment, int]:
         """Who listens, and how many were asked. Raises `ProviderUnavailable`, `Overloaded`, `RateLimited`."""
-        deployment, self._engine, attempts = await self._fallback.listen(
-            self._deployments, language=self._form.language, interim=self._form.interim_results
+        deployment, self._engine, attempts = await self.fallback.listen(
+            self.deployments, language=self.form.language, interim=self.form.interim_results
         )
-        self._deployments = (deployment,)
+        self.deployments = (deployment,)
         return deployment, attempts
 
     async def close(self) -> None:

@@ -194,13 +194,6 @@ class Capabilities:
     features: frozenset[Feature] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class CacheHit:
-    """An answer out of the cache, by its key there."""
-
-    id: str
-
-
 @dataclass(slots=True)
 class Exchange:
     """What was sent to the provider that answered last, and its answer, without secrets and without audio."""
@@ -214,8 +207,8 @@ class Outcome:
     """A finished transcription, with what the contracts say about how it came about.
 
     `created` is unix seconds, `latency` the seconds the serving provider took. `converted` is the
-    container that the audio was made into for it, None where it took what came; `exchange` is there where
-    the caller may see it.
+    container that the audio was made into for it, None where it took what came; `hit` is the cache's key of
+    an answer out of it; `exchange` is there where the caller may see it.
     """
 
     id: str
@@ -228,5 +221,5 @@ class Outcome:
     latency: float
     attempts: int = 1
     converted: str | None = None
-    hit: CacheHit | None = None
+    hit: str | None = None
     exchange: Exchange | None = None

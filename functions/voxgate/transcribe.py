@@ -37,7 +37,7 @@ from voxgate.errors import (
 from voxgate.fallback import Fallback, Outages, Served
 from voxgate.metering import Gate, Reply, Tab, fingerprint
 from voxgate.metrics import Metrics
-from voxgate.model import CacheHit, Capabilities, Exchange, Outcome, Priority, ResponseFormat, TranscriptionRequest
+from voxgate.model import Capabilities, Exchange, Outcome, Priority, ResponseFormat, TranscriptionRequest
 from voxgate.multipart import Limits
 from voxgate.providers import Provider
 from voxgate.providers.prepare import Prepared
@@ -52,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 _LONG_TEXT = 100_000  # characters, which take tens of milliseconds to render
 DEADLINE, PRIORITY = "x-voxgate-deadline", "x-voxgate-priority"
+_ATTEMPTS = "x-voxgate-attempts"
 _REFERENCE = "s3"  # the field of a form whose audio is staged
 
 
@@ -92,67 +93,53 @@ def priority(headers: Mapping[str, str]) -> Priority:
     return Priority(text)
 
 
+@dataclass(kw_only=True, eq=False)
 class Transcriber:
     """`staging` is where audio is put for providers that fetch it by reference, `references` where a
     client's references are fetched from; without it a form must bring its audio."""
 
-    def __init__(
-        self,
-        *,
-        catalog: Catalog,
-        providers: Mapping[str, Provider],
-        gate: Gate,
-        health: Health,
-        spool_dir: Path,
-        limits: Limits,
-        max_audio_seconds: float,
-        provider_timeout: float,
-        request_timeout: float,
-        outages: Outages | None = None,
-        staging: Staging | None = None,
-        references: References | None = None,
-        cache: Cache | None = None,
-        metrics: Metrics | None = None,
-        uploads_at_once: int = 0,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._catalog = catalog
-        self._providers = providers
-        self._gate = gate
-        self._spool_dir = spool_dir
-        self._limits = limits
-        self._max_audio_seconds = max_audio_seconds
-        self._request_timeout = request_timeout
-        self._health = health
-        self._staging = staging
-        self._references = references
-        self._cache = cache
-        self._uploads = 0
-        self._uploads_at_once = uploads_at_once
-        self.metrics = metrics or Metrics()
+    catalog: Catalog
+    providers: Mapping[str, Provider]
+    gate: Gate
+    health: Health
+    spool_dir: Path
+    limits: Limits
+    max_audio_seconds: float
+    provider_timeout: float
+    request_timeout: float
+    outages: Outages | None = None
+    staging: Staging | None = None
+    references: References | None = None
+    cache: Cache | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+    uploads_at_once: int = 0
+    clock: Callable[[], float] = time.time
+    fallback: Fallback = field(init=False)
+    _uploads: int = field(default=0, init=False)
+    # Few threads: each keeps a heap of its own, which eight uploads at once would add up.
+    _converters: Threads = field(default_factory=lambda: Threads("convert", 2), init=False)
+    _measurers: Threads = field(default_factory=lambda: Threads("measure", 2), init=False)
+
+    def __post_init__(self) -> None:
         self.fallback = Fallback(
-            providers=providers,
-            health=health,
-            outages=outages,
+            providers=self.providers,
+            health=self.health,
+            outages=self.outages,
             metrics=self.metrics,
-            provider_timeout=provider_timeout,
-            request_timeout=request_timeout,
+            provider_timeout=self.provider_timeout,
+            request_timeout=self.request_timeout,
         )
-        self._clock = clock
-        # Few threads: each keeps a heap of its own, which eight uploads at once would add up.
-        self._converters = Threads("convert", 2)
-        self._measurers = Threads("measure", 2)
 
     async def __call__(self, dialect: Dialect, incoming: Incoming) -> Reply:
         """Raises the `VoxgateError` that the client is to see. Leaves no file and no hold behind."""
-        async with self._gate.request(
+        async with self.gate.request(
             incoming.id, dialect.name, incoming.headers, dialect.key_header, incoming.told
         ) as tab:
             self._refuse_by_length(dialect, incoming.content_length)
-            if 0 < self._uploads_at_once <= self._uploads:
+            if 0 < self.uploads_at_once <= self._uploads:
                 raise Overloaded("This server takes no more uploads at once; try again.", retry_after=1)
             try:
-                with Upload(self._spool_dir) as upload:
+                with Upload(self.spool_dir) as upload:
                     return await self._serve(dialect, incoming, tab, upload)
             except InvalidInput as error:
                 if error.param == "file":  # each contract has its own name for it
@@ -165,18 +152,19 @@ class Transcriber:
         request = replace(dialect.parse(form.fields, form.files), priority=priority(incoming.headers))
         models = self.models(request, tab.caller)
         tab.note(model=models[0].id, size=upload.size)
-        keep = None if self._cache is None else ttl(incoming.headers, tab.caller.cache_seconds)
+        keep = None if self.cache is None else ttl(incoming.headers, tab.caller.cache_seconds)
         with self.metrics.stage("understand"):
-            measured = await self._measure(dialect, upload, hashed=tab.replayable or keep is not None)
-        duration, account_id = measured.duration, tab.caller.account_id
+            hashed = tab.replayable or keep is not None
+            container, duration, digest = await self._measure(dialect, upload, hashed=hashed)
+        account_id = tab.caller.account_id
         deployments = await self.choose(models, Asked(request, duration, upload.size))
-        entry = None if keep is None else entry_id(request, measured.digest)
+        entry = None if keep is None else entry_id(request, digest)
         served = await self._hit(account_id, entry, deployments)
-        hit = CacheHit(entry) if served and entry else None
+        hit = entry if served else None
         candidates = (served.deployment,) if served else deployments
-        most = max(deployment.cost(duration, hit=bool(hit)) for deployment in candidates)
+        most = max(deployment.cost(duration, hit=hit is not None) for deployment in candidates)
         fields = tuple((field.name, field.value) for field in form.fields)
-        same = fingerprint(account_id, dialect.path, fields, measured.digest) if tab.replayable else ""
+        same = fingerprint(account_id, dialect.path, fields, digest) if tab.replayable else ""
         exchange = Exchange() if tab.caller.debug else None
         narrator = None
         if request.stream:
@@ -187,10 +175,10 @@ class Transcriber:
         async with Prepared(
             request=request,
             audio=upload,
-            container=measured.container,
+            container=container,
             duration=duration,
-            spool_dir=self._spool_dir,
-            staging=self._staging,
+            spool_dir=self.spool_dir,
+            staging=self.staging,
             ids=(account_id, incoming.id),
             exchange=exchange,
             threads=self._converters,
@@ -202,13 +190,13 @@ class Transcriber:
                 replayed = await tab.hold(most, tenths=started_tenths(duration), fingerprint=same)
             if replayed is not None:
                 return replayed
-            async with self._charged_as_far(tab, prepared, narrator, duration):
+            async with self._charged_as_far(tab, prepared, narrator):
                 if served is None:
                     with self.metrics.stage("attempt"):
                         served = await self._attempt(incoming, tab, prepared, deployments, narrator)
                 outcome = Outcome(
                     id=incoming.id,
-                    created=int(self._clock()),
+                    created=int(self.clock()),
                     request=request,
                     transcript=served.transcript,
                     provider=served.deployment.provider.name,
@@ -223,33 +211,25 @@ class Transcriber:
                 incoming.events.headers = _served_by(outcome.provider, outcome.attempts)
                 reply = await self._answer(dialect, tab, outcome, served.deployment, narrator)
         # What nobody paid for is not kept, nor that nothing was heard.
-        if self._cache is not None and keep and entry and hit is None and served.transcript.text:
-            await self._cache.put(account_id, entry, served.deployment.id, served.transcript, ttl=keep)
+        if self.cache is not None and keep and entry and hit is None and served.transcript.text:
+            await self.cache.put(account_id, entry, served.deployment.id, served.transcript, ttl=keep)
         return reply
 
     @contextlib.asynccontextmanager
-    async def _charged_as_far(
-        self, tab: Tab, prepared: Prepared, narrator: Narrator | None, duration: float
-    ) -> AsyncIterator[None]:
+    async def _charged_as_far(self, tab: Tab, prepared: Prepared, narrator: Narrator | None) -> AsyncIterator[None]:
         """A client that hangs up pays for what it was told, as it pays for nothing where it was told nothing."""
         try:
             yield
         except asyncio.CancelledError:
             if narrator is not None and narrator.owed_until and prepared.serving is not None:
-                serving, until = prepared.serving, min(narrator.owed_until, duration)
-                tab.note(
-                    status=ClientGone.status,
-                    provider=serving.provider.name,
-                    deployment=serving.upstream_model,
-                    seconds=serving.billable(until) / 10,
-                )
-                await tab.settle(serving.cost(until), Reply(HEADERS, narrator.cut()))
-                self.count(serving, until, hit=False)
+                serving, until = prepared.serving, min(narrator.owed_until, prepared.duration)
+                tab.note(status=ClientGone.status)
+                await self.charge(tab, serving, until, Reply(HEADERS, narrator.cut()))
             raise
 
     async def _hit(self, account_id: str, entry: str | None, deployments: tuple[Deployment, ...]) -> Served | None:
         """What the cache has, if who heard it may serve this request."""
-        found = await self._cache.get(account_id, entry) if self._cache is not None and entry is not None else None
+        found = await self.cache.get(account_id, entry) if self.cache is not None and entry is not None else None
         heard_by = next((d for d in deployments if found and d.id == found.deployment), None)
         if found is None or heard_by is None:
             return None
@@ -263,29 +243,23 @@ class Transcriber:
         deployments: tuple[Deployment, ...],
         narrator: Narrator | None,
     ) -> Served:
-        attempts = 0
-
         def attempted(number: int, deployment: Deployment) -> None:
-            nonlocal attempts
-            attempts = number
             tab.note(attempts=number)
+            incoming.told[_ATTEMPTS] = str(number)  # on a failure's answer, too
             incoming.events.headers = _served_by(deployment.provider.name, number)
 
-        try:
-            return await self.fallback.serve(
-                prepared,
-                deployments,
-                attempted=attempted,
-                told=lambda: narrator is not None and narrator.begun,
-                seconds=incoming.begun + deadline(incoming.headers) - time.monotonic(),
-            )
-        finally:
-            incoming.told["x-voxgate-attempts"] = str(attempts)  # on a failure's answer, too
+        incoming.told[_ATTEMPTS] = "0"
+        return await self.fallback.serve(
+            prepared,
+            deployments,
+            attempted=attempted,
+            told=lambda: narrator is not None and narrator.begun,
+            seconds=incoming.begun + deadline(incoming.headers) - time.monotonic(),
+        )
 
     async def _answer(
         self, dialect: Dialect, tab: Tab, outcome: Outcome, deployment: Deployment, narrator: Narrator | None
     ) -> Reply:
-        duration = outcome.transcript.duration
         # Rendered before it is charged: what cannot be answered costs nothing.
         if narrator is not None:
             headers, content = HEADERS, await narrator.done(outcome)
@@ -294,41 +268,40 @@ class Transcriber:
             body = await asyncio.to_thread(dialect.render, outcome) if long else dialect.render(outcome)
             headers, content = {"content-type": body.content_type}, body.content
         headers = headers | _served_by(outcome.provider, outcome.attempts)
-        tab.note(
-            provider=outcome.provider,
-            deployment=outcome.upstream_model,
-            seconds=deployment.billable(duration) / 10,
-            converted=outcome.converted or "",
-        )
-        cost = deployment.cost(duration, hit=outcome.hit is not None)
+        tab.note(converted=outcome.converted or "")
+        duration, hit = outcome.transcript.duration, outcome.hit is not None
         with self.metrics.stage("settle"):
-            reply = await tab.settle(cost, Reply(headers, content))
-        self.count(deployment, duration, hit=outcome.hit is not None)
-        return reply
+            return await self.charge(tab, deployment, duration, Reply(headers, content), hit=hit)
 
-    def count(self, deployment: Deployment, duration: float, *, hit: bool = False) -> None:
-        """What was charged for so many seconds."""
-        provider = deployment.provider.name
-        self.metrics.add("AudioSeconds", deployment.billable(duration) / 10, provider=provider)
-        self.metrics.add("RevenueMicrodollars", deployment.cost(duration, hit=hit), provider=provider)
+    async def charge(
+        self, tab: Tab, deployment: Deployment, seconds: float, reply: Reply, *, hit: bool = False
+    ) -> Reply:
+        """Settles for that much audio; the reply with what it cost."""
+        provider, billed = deployment.provider.name, deployment.billable(seconds) / 10
+        cost = deployment.cost(seconds, hit=hit)
+        tab.note(provider=provider, deployment=deployment.upstream_model, seconds=billed)
+        reply = await tab.settle(cost, reply)
+        self.metrics.add("AudioSeconds", billed, provider=provider)
+        self.metrics.add("RevenueMicrodollars", cost, provider=provider)
         if not hit and deployment.upstream_price is not None:
-            self.metrics.add("CostMicrodollars", deployment.upstream_cost(duration), provider=provider)
+            self.metrics.add("CostMicrodollars", deployment.upstream_cost(seconds), provider=provider)
+        return reply
 
     async def _receive(self, dialect: Dialect, incoming: Incoming, upload: Upload) -> Form:
         self._uploads += 1
         try:
-            async with asyncio.timeout(self._request_timeout):
+            async with asyncio.timeout(self.request_timeout):
                 form = await receive(
                     incoming.body,
                     incoming.headers.get("content-type"),
-                    limits=self._limits,
+                    limits=self.limits,
                     audio_field=dialect.audio_field,
                     into=upload,
-                    reference_field=_REFERENCE if self._references else "",
+                    reference_field=_REFERENCE if self.references else "",
                 )
-                return form if self._references is None else await self._fetched(self._references, form, upload)
+                return form if self.references is None else await self._fetched(self.references, form, upload)
         except TimeoutError as error:
-            message = f"The upload was not complete within {self._request_timeout:g} seconds."
+            message = f"The upload was not complete within {self.request_timeout:g} seconds."
             raise RequestTimeout(message) from error
         finally:
             self._uploads -= 1
@@ -341,15 +314,15 @@ class Transcriber:
         if len(named) > 1 or upload.size:
             raise InvalidInput(f"Send the file or one '{_REFERENCE}', not both.", param=_REFERENCE)
         try:
-            await references.fetch(named[0], upload.write, limit=self._limits.file)
+            await references.fetch(named[0], upload.write, limit=self.limits.file)
         except (KeyError, ValueError) as error:
             raise InvalidInput(str(error.args[0]), param=_REFERENCE) from error
         return Form(tuple(field for field in form.fields if field.name != _REFERENCE), form.files)
 
     def _refuse_by_length(self, dialect: Dialect, content_length: int | None) -> None:
-        if content_length is not None and content_length > self._limits.body:
+        if content_length is not None and content_length > self.limits.body:
             raise TooLarge(
-                f"Maximum content size limit ({self._limits.file}) exceeded ({content_length} bytes announced): "
+                f"Maximum content size limit ({self.limits.file}) exceeded ({content_length} bytes announced): "
                 "send a shorter recording, or a compressed one.",
                 param=dialect.audio_field,
             )
@@ -360,7 +333,7 @@ class Transcriber:
         for name in (request.model, *request.routing.fallbacks):
             param = "fallbacks" if models else "model"
             try:
-                model = self._catalog.find(name)
+                model = self.catalog.find(name)
             except ModelNotFound as error:
                 raise ModelNotFound(error.message, param=param) from error
             if not caller.may_use(name, model.id, *model.aliases):
@@ -376,7 +349,7 @@ class Transcriber:
         refusal: VoxgateError | None = None
         for model in models:
             try:
-                chosen += choose(model, asked, await self._capabilities(model), self._health)
+                chosen += choose(model, asked, await self._capabilities(model), self.health)
             except (ModelNotFound, InvalidInput) as error:
                 refusal = refusal or error
         if not chosen and refusal is not None:
@@ -388,22 +361,23 @@ class Transcriber:
         known: dict[str, Capabilities] = {}
         for name in {d.provider.name for d in model.deployments if d.features is None}:
             try:
-                known[name] = await self._providers[name].capabilities() or Capabilities()
+                known[name] = await self.providers[name].capabilities() or Capabilities()
             except (ProviderError, OSError, TimeoutError) as error:
                 logger.warning("the provider %s does not start: %s", name, error)
                 if len(model.deployments) == 1:
                     raise ProviderUnavailable(f"The recognizer of '{model.id}' does not start.") from error
         return known
 
-    async def _measure(self, dialect: Dialect, upload: Upload, *, hashed: bool) -> _Measured:
+    async def _measure(self, dialect: Dialect, upload: Upload, *, hashed: bool) -> tuple[Container, float, bytes]:
+        """What the audio is, how many seconds it lasts, and its SHA-256 where it is to be `hashed`."""
         # PyAV is loaded by the first request that brings audio, not at the function's start.
         from voxgate.audio.probe import probe
         from voxgate.audio.sniff import sniff
 
-        def measure() -> _Measured:
+        def measure() -> tuple[Container, float, bytes]:
             container = sniff(upload.file)
-            duration = probe(upload.file, container, max_seconds=self._max_audio_seconds)
-            return _Measured(container, duration, upload.digest() if hashed else b"")
+            duration = probe(upload.file, container, max_seconds=self.max_audio_seconds)
+            return container, duration, upload.digest() if hashed else b""
 
         try:
             return await self._measurers.run(measure)  # it reads a file that is closed after it
@@ -411,17 +385,8 @@ class Transcriber:
             raise InvalidInput(str(error), param=dialect.audio_field) from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    """What the audio is, how many seconds it lasts, and its SHA-256 where that was asked for."""
-
-    container: Container
-    duration: float
-    digest: bytes
-
-
 def _served_by(provider: str, attempts: int) -> dict[str, str]:
-    return {"x-voxgate-provider": provider, "x-voxgate-attempts": str(attempts)}
+    return {"x-voxgate-provider": provider, _ATTEMPTS: str(attempts)}
 
 
 def _header(names: tuple[str, ...]) -> str:

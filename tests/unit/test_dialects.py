@@ -19,7 +19,6 @@ from voxgate.dialects.router import RouterDialect
 from voxgate.dialects.stats import StatsDialect
 from voxgate.errors import InvalidInput
 from voxgate.model import (
-    CacheHit,
     Feature,
     Granularity,
     Logprob,
@@ -718,7 +717,7 @@ def test_litellm_says_what_the_audio_was_made_into() -> None:
 
 
 def test_litellm_says_when_an_answer_came_out_of_the_cache() -> None:
-    hit = replace(FULL, hit=CacheHit("entry-1"))
+    hit = replace(FULL, hit="entry-1")
     assert rendered(LITELLM, hit, ResponseFormat.JSON)["extra_fields"]["cache_debug"] == {
         "cache_hit": True,
         "cache_id": "entry-1",

@@ -72,7 +72,7 @@ def _extra_fields(outcome: Outcome, index: int) -> dict[str, Any]:
     }
     if outcome.hit is not None:
         used = {"provider_used": outcome.provider, "model_used": outcome.upstream_model}
-        fields["cache_debug"] = {"cache_hit": True, "cache_id": outcome.hit.id, "hit_type": "direct", **used}
+        fields["cache_debug"] = {"cache_hit": True, "cache_id": outcome.hit, "hit_type": "direct", **used}
     if outcome.converted:
         fields["converted_to"] = outcome.converted
     if outcome.exchange is not None:
