@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,14 +121,10 @@ class Session:
     line: _Line
     decoding: Decoder
     max_seconds: float
-    _clock: Callable[[], float] = field(default_factory=lambda: asyncio.get_running_loop().time, init=False)
-    _begun: float = field(init=False)
+    _begun: float = field(default_factory=time.monotonic, init=False)
     _finals: list[str] = field(default_factory=list, init=False)
     _given: int = field(default=0, init=False)  # bytes
     _account: dict[str, Any] | None = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        self._begun = self._clock()
 
     async def run(self, socket: Socket, restart: asyncio.Event) -> int:
         """The code to close with. Raises `ClientGone`."""
@@ -136,7 +133,8 @@ class Session:
         restarting = asyncio.create_task(restart.wait())
         tasks = (listening, telling, restarting)
         try:
-            failure = await self._until_end(*tasks)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            failure = next(filter(None, map(self._failure, done)), None)
             code = _code(failure) if failure or listening.done() else RESTART
             listening.cancel()
             if not telling.done():  # what was paid for is told, whatever ended the session
@@ -155,10 +153,6 @@ class Session:
             await asyncio.wait(tasks)
             if self._account is None:
                 await self._settle(ClientGone("The client hung up."))
-
-    async def _until_end(self, *tasks: asyncio.Task[Any]) -> VoxgateError | None:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return next(filter(None, map(self._failure, done)), None)
 
     def _failure(self, task: asyncio.Task[Any]) -> VoxgateError | None:
         """What the client is to see of it. Raises `ClientGone`."""
@@ -207,19 +201,22 @@ class Session:
         renewed = self._begun
         await socket.tell(self.ready)
         while True:
-            left = self._begun + self.max_seconds - self._clock()
+            left = self._begun + self.max_seconds - time.monotonic()
             try:
                 async with asyncio.timeout(min(_IDLE_SECONDS, left)):
                     message = await socket.receive()
             except TimeoutError as error:
-                raise self._too_long() if left < _IDLE_SECONDS else _idle() from error
+                if left < _IDLE_SECONDS:
+                    raise self._too_long() from error
+                idle = f"No message came for {_IDLE_SECONDS:g} seconds; send 'keepalive' where there is no audio."
+                raise RequestTimeout(idle) from error
             if isinstance(message, bytes):
                 await self._hear(self.decoding.push(message))
             elif await self._said(socket, message) is dialect.Word.CLOSE:
                 await self._hear(self.decoding.end())
                 return
-            if self._clock() > renewed + _RENEW_SECONDS:
-                renewed = self._clock()
+            if time.monotonic() > renewed + _RENEW_SECONDS:
+                renewed = time.monotonic()
                 await self.tab.extend(0, tenths=0)
 
     async def _said(self, socket: Socket, text: str) -> dialect.Word | None:
@@ -249,7 +246,7 @@ class Session:
             if seconds > self.max_seconds:
                 raise self._too_long()
             await self.purse.cover(started_tenths(seconds))
-            ahead = seconds - _BURST_SECONDS - _MOST_SPEED * (self._clock() - self._begun)
+            ahead = seconds - _BURST_SECONDS - _MOST_SPEED * (time.monotonic() - self._begun)
             if ahead > 0:
                 await asyncio.sleep(ahead / _MOST_SPEED)
             self._given += len(piece)
@@ -278,10 +275,6 @@ class Session:
 
     def _too_long(self) -> RequestTimeout:
         return RequestTimeout(f"A session lasts {self.max_seconds:g} seconds at most; open another one.")
-
-
-def _idle() -> RequestTimeout:
-    return RequestTimeout(f"No message came for {_IDLE_SECONDS:g} seconds; send 'keepalive' where there is no audio.")
 
 
 def _code(failure: VoxgateError | None) -> int:

@@ -75,11 +75,3 @@ class Provider(Protocol):
     async def listen(self, ask: Ask) -> LiveEngine: ...
 
     async def close(self) -> None: ...
-
-
-class Secrets(Protocol):
-    async def get(self, reference: str) -> str:
-        """The secret that `env:NAME` or `secret:ID` means. Raises `ProviderError` where there is none."""
-
-    def forget(self, reference: str) -> None:
-        """Ask for it anew the next time."""

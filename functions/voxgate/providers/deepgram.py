@@ -7,10 +7,10 @@ from typing import Any
 
 from voxgate import languages
 from voxgate.errors import FailureClass, ProviderError
-from voxgate.model import Delta, Feature, Heard, Segment, Transcript, Word
+from voxgate.model import Delta, Feature, Heard, Segment, Transcript
 from voxgate.providers import Ask, Call
 from voxgate.providers.http import WireAnswer, WireRequest, error_of, failure_of, json_of
-from voxgate.providers.openai import passed_on, share, shown, text_of, time_of
+from voxgate.providers.openai import passed_on, shown, text_of, time_of, word_of
 
 
 class DeepgramAdapter:
@@ -48,7 +48,7 @@ class DeepgramAdapter:
             duration=call.duration,
             language=languages.parse(spoken) if isinstance(spoken, str) else call.request.language,
             segments=None if utterances is None else tuple(map(_utterance, utterances)),
-            words=None if heard.get("words") is None else tuple(map(_word, heard["words"])),
+            words=None if heard.get("words") is None else tuple(map(word_of, heard["words"])),
         )
 
     def parse_event(self, body: dict[str, Any], call: Call) -> Delta | Transcript | None:
@@ -73,7 +73,7 @@ class DeepgramLive:
         if body["type"] != "Results":
             return None
         heard, start = body["channel"]["alternatives"][0], time_of(body["start"])
-        words = tuple(map(_word, heard.get("words") or ()))
+        words = tuple(map(word_of, heard.get("words") or ()))
         segment = Segment(start, start + time_of(body["duration"]), text_of(heard["transcript"]), words)
         return Heard(segment, final=body["is_final"] is True)
 
@@ -83,17 +83,8 @@ def _utterance(value: dict[str, Any]) -> Segment:
         start=time_of(value["start"]),
         end=time_of(value["end"]),
         text=text_of(value["transcript"]),
-        words=tuple(map(_word, value.get("words") or ())),
+        words=tuple(map(word_of, value.get("words") or ())),
         speaker=None if value.get("speaker") is None else str(value["speaker"]),
-    )
-
-
-def _word(value: dict[str, Any]) -> Word:
-    return Word(
-        text_of(value.get("punctuated_word") or value["word"]),
-        time_of(value["start"]),
-        time_of(value["end"]),
-        share(value.get("confidence")),
     )
 
 

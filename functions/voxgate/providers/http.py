@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from http.cookiejar import DefaultCookiePolicy
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -25,7 +25,8 @@ import httpx
 from voxgate import __version__
 from voxgate.errors import FailureClass, ProviderError
 from voxgate.model import Capabilities, Delta, Exchange, Logprob, Segment, Transcript, Word
-from voxgate.providers import Ask, Call, LiveEngine, Secrets
+from voxgate.providers import Ask, Call, LiveEngine
+from voxgate.providers.secrets import StoredSecrets
 
 if TYPE_CHECKING:
     from voxgate.providers.live import LiveWire
@@ -38,6 +39,7 @@ _SHORTEST_KEY = 4  # a shorter one is no secret, and part of many words
 _MOST_WAIT = 24 * 3600
 _MOST_SHOWN = 64 * 1024
 _PIECE = 256 * 1024
+_Timed = TypeVar("_Timed", Segment, Word)
 # What an answer raises that has not the shape that it must have.
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
@@ -83,34 +85,27 @@ class Timeouts:
     first_byte: float = 600.0
 
 
+@dataclass(kw_only=True, eq=False)
 class HttpProvider:
     """Implements `Provider` over an adapter."""
 
-    def __init__(
-        self,
-        *,
-        adapter: Adapter,
-        base_url: str,
-        api_key: str,
-        secrets: Secrets,
-        timeouts: Timeouts,
-        tls: ssl.SSLContext | bool = True,
-        live: LiveWire | None = None,
-    ) -> None:
-        self._adapter = adapter
-        self._live = live
-        self._base_url = base_url
-        self._timeouts = timeouts
-        self._tls = tls
-        self._api_key = api_key
-        self._secrets = secrets
+    adapter: Adapter
+    base_url: str
+    api_key: str
+    secrets: StoredSecrets
+    timeouts: Timeouts
+    tls: ssl.SSLContext | bool = True
+    live: LiveWire | None = None
+    _client: httpx.AsyncClient = field(init=False)
+
+    def __post_init__(self) -> None:
         self._client = httpx.AsyncClient(
-            base_url=base_url.rstrip("/") + "/",
-            timeout=httpx.Timeout(timeouts.first_byte, connect=timeouts.connect, pool=timeouts.connect),
+            base_url=self.base_url.rstrip("/") + "/",
+            timeout=httpx.Timeout(self.timeouts.first_byte, connect=self.timeouts.connect, pool=self.timeouts.connect),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=30.0),
             # As it is: what is compressed could become any size before it is counted.
             headers={"user-agent": f"voxgate/{__version__}", "accept-encoding": "identity"},
-            verify=tls,
+            verify=self.tls,
             follow_redirects=False,
             trust_env=False,
         )
@@ -122,7 +117,7 @@ class HttpProvider:
 
     async def transcribe(self, call: Call) -> Transcript:
         key = await self._key()
-        request = self._adapter.build_request(call, key)
+        request = self.adapter.build_request(call, key)
         answer = await self._exchange(request, call, key)
         if isinstance(answer, Transcript):
             return within(answer, call.duration)
@@ -132,7 +127,7 @@ class HttpProvider:
             return self._understood(request, answer, call, key)
         except ProviderError as error:
             if error.failure is FailureClass.CREDENTIAL:
-                self._secrets.forget(self._api_key)  # it may have been rotated
+                self.secrets.forget(self.api_key)  # it may have been rotated
             if call.reference is not None and error.status == 400 and error.param in ("s3", "file"):
                 return await self.transcribe(replace(call, reference=None))  # it cannot fetch: it gets the bytes
             raise
@@ -140,23 +135,23 @@ class HttpProvider:
     async def listen(self, ask: Ask) -> LiveEngine:
         from voxgate.providers.live import connect
 
-        if self._live is None:
+        if self.live is None:
             raise ProviderError(FailureClass.UNSUPPORTED, "The provider does not take live speech.")
         try:
-            request = self._live.build(ask, await self._key())
-            return await connect(self._live, request, self._base_url, timeouts=self._timeouts, tls=self._tls)
+            request = self.live.build(ask, await self._key())
+            return await connect(self.live, request, self.base_url, timeouts=self.timeouts, tls=self.tls)
         except ProviderError as error:
             if error.failure is FailureClass.CREDENTIAL:
-                self._secrets.forget(self._api_key)
+                self.secrets.forget(self.api_key)
             raise
 
     async def close(self) -> None:
         await self._client.aclose()
 
     async def _key(self) -> str:
-        key = await self._secrets.get(self._api_key) if self._api_key else ""
+        key = await self.secrets.get(self.api_key) if self.api_key else ""
         if not (key.isascii() and key.isprintable()):
-            raise ProviderError(FailureClass.CREDENTIAL, f"What is at '{self._api_key}' is no API key.")
+            raise ProviderError(FailureClass.CREDENTIAL, f"What is at '{self.api_key}' is no API key.")
         return key
 
     def _understood(self, request: WireRequest, answer: WireAnswer, call: Call, key: str) -> Transcript:
@@ -164,7 +159,7 @@ class HttpProvider:
             call.exchange.request = self._shown(request, call, key)
             call.exchange.response = _said(answer, key)
         try:
-            return within(self._adapter.parse_response(answer, call), call.duration)
+            return within(self.adapter.parse_response(answer, call), call.duration)
         except ProviderError as error:
             error.message = without(key, error.message)[:_LONGEST_MESSAGE]
             if error.failure is FailureClass.CALLER_FAULT and not _of_customer(error.param, call):
@@ -220,7 +215,7 @@ class HttpProvider:
         logprobs: list[Logprob] = []
         try:
             async for body in bodies:
-                told = self._adapter.parse_event(body, call)
+                told = self.adapter.parse_event(body, call)
                 if isinstance(told, Transcript):
                     told = replace(told, segments=told.segments or tuple(segments) or None)
                     return replace(told, logprobs=told.logprobs or tuple(logprobs) or None)
@@ -346,27 +341,21 @@ async def _bounded(response: httpx.Response, call: Call) -> AsyncIterator[bytes]
 def within(transcript: Transcript, duration: float) -> Transcript:
     """With no time outside of the audio, and none that ends before it begins."""
     segments = transcript.segments and tuple(placed(segment, duration) for segment in transcript.segments)
-    return replace(transcript, segments=segments, words=_placed_words(transcript.words, duration))
+    words = transcript.words and tuple(_clipped(word, duration) for word in transcript.words)
+    return replace(transcript, segments=segments, words=words)
 
 
 def placed(segment: Segment, duration: float) -> Segment:
-    start, end = _ordered(segment.start, segment.end, duration)
-    if segment.words is None and (start, end) == (segment.start, segment.end):
+    segment = _clipped(segment, duration)
+    if not segment.words:
         return segment
-    return replace(segment, start=start, end=end, words=_placed_words(segment.words, duration))
+    return replace(segment, words=tuple(_clipped(word, duration) for word in segment.words))
 
 
-def _placed_words(words: tuple[Word, ...] | None, duration: float) -> tuple[Word, ...] | None:
-    def placed(word: Word) -> Word:
-        start, end = _ordered(word.start, word.end, duration)
-        return word if (start, end) == (word.start, word.end) else replace(word, start=start, end=end)
-
-    return words and tuple(map(placed, words))
-
-
-def _ordered(start: float, end: float, duration: float) -> tuple[float, float]:
-    start = min(start, duration)
-    return start, min(max(start, end), duration)
+def _clipped(part: _Timed, duration: float) -> _Timed:
+    start = min(part.start, duration)
+    end = min(max(start, part.end), duration)
+    return part if (start, end) == (part.start, part.end) else replace(part, start=start, end=end)
 
 
 def _of_customer(param: str | None, call: Call) -> bool:

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from voxgate.errors import FailureClass, Overloaded, ProviderError
-from voxgate.model import Heard, Segment, Transcript, Word
+from voxgate.model import Heard, Segment, Transcript
 from voxgate.providers import Ask, Call
 from voxgate.providers.http import WireAnswer, WireRequest
-from voxgate.providers.openai import OpenAIAdapter, share, text_of, time_of
+from voxgate.providers.openai import OpenAIAdapter, bearer, text_of, time_of, word_of
 
 
 class InferenceAdapter(OpenAIAdapter):
@@ -52,23 +52,13 @@ class InferenceLive:
     def build(self, ask: Ask, api_key: str) -> WireRequest:
         query = [("model_id", ask.deployment.upstream_model), ("interim_results", str(ask.interim).lower())]
         query += [("language", ask.language)] if ask.language else []
-        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        return WireRequest(path="v1/stt/stream", headers=headers, query=tuple(query))
+        return WireRequest(path="v1/stt/stream", headers=bearer(api_key), query=tuple(query))
 
     def parse(self, body: dict[str, Any]) -> Heard | None:
         if body["type"] == "error":
             raise ProviderError(FailureClass.TRANSIENT, "The recognizer has failed.")
         if body["type"] not in ("partial", "final"):
             return None
-        words = body.get("words")
-        segment = Segment(
-            time_of(body["start"]),
-            time_of(body["end"]),
-            text_of(body["text"]),
-            None if words is None else tuple(map(_word, words)),
-        )
+        words = None if body.get("words") is None else tuple(map(word_of, body["words"]))
+        segment = Segment(time_of(body["start"]), time_of(body["end"]), text_of(body["text"]), words)
         return Heard(segment, final=body["type"] == "final")
-
-
-def _word(value: dict[str, Any]) -> Word:
-    return Word(text_of(value["word"]), time_of(value["start"]), time_of(value["end"]), share(value.get("confidence")))

@@ -57,7 +57,7 @@ class OpenAIAdapter:
         fields += streamed(call)
         fields += passed_on(call, fields)
         kind = "translations" if request.translate else "transcriptions"
-        return WireRequest(path=f"audio/{kind}", headers=_bearer(api_key), form=tuple(fields))
+        return WireRequest(path=f"audio/{kind}", headers=bearer(api_key), form=tuple(fields))
 
     def parse_response(self, answer: WireAnswer, call: Call) -> Transcript:
         if answer.status != 200:
@@ -109,7 +109,7 @@ class MistralAdapter(OpenAIAdapter):
         if not any("_" in _term(keyword) for keyword in request.keywords):  # it would tell them as it was given them
             fields += streamed(call)
         fields += passed_on(call, fields)
-        return WireRequest(path="audio/transcriptions", headers=_bearer(api_key), form=tuple(fields))
+        return WireRequest(path="audio/transcriptions", headers=bearer(api_key), form=tuple(fields))
 
     def parse_response(self, answer: WireAnswer, call: Call) -> Transcript:
         heard = super().parse_response(answer, call)
@@ -148,7 +148,7 @@ def passed_on(call: Call, fields: list[tuple[str, str]]) -> list[tuple[str, str]
     ]
 
 
-def _bearer(api_key: str) -> dict[str, str]:
+def bearer(api_key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {api_key}"} if api_key else {}
 
 
@@ -202,7 +202,7 @@ def _transcript(body: dict[str, Any], call: Call) -> Transcript:
         duration=call.duration,
         language=languages.parse(spoken) if isinstance(spoken, str) else None,
         segments=None if segments is None else tuple(map(_segment, segments)),
-        words=None if words is None else tuple(map(_word, words)),
+        words=None if words is None else tuple(map(word_of, words)),
         logprobs=_logprobs(body.get("logprobs")),
         tokens=_tokens(body.get("usage")),
     )
@@ -224,13 +224,13 @@ def _segment(value: dict[str, Any]) -> Segment:
     )
 
 
-def _word(value: dict[str, Any]) -> Word:
-    confidence = value.get("confidence", value.get("probability"))
+def word_of(value: dict[str, Any]) -> Word:
+    """By any provider's names for its parts."""
     return Word(
-        text_of(value.get("word", value.get("text"))),
+        text_of(value.get("punctuated_word") or value.get("word", value.get("text"))),
         time_of(value["start"]),
         time_of(value["end"]),
-        share(confidence),
+        share(value.get("confidence", value.get("probability"))),
     )
 
 

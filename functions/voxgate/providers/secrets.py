@@ -18,9 +18,9 @@ _MISSING_SECONDS = 10.0
 
 
 class StoredSecrets:
-    """Implements `Secrets`. What Secrets Manager said is remembered for five minutes, so that a key that
-    is rotated there is used within them, or, when the old one is refused, within ten seconds. While it does
-    not answer, what it said last stands."""
+    """What Secrets Manager said is remembered for five minutes, so that a key that is rotated there is used
+    within them, or, when the old one is refused, within ten seconds. While it does not answer, what it said last
+    stands."""
 
     def __init__(
         self,
@@ -38,6 +38,7 @@ class StoredSecrets:
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def get(self, reference: str) -> str:
+        """The secret that `env:NAME` or `secret:ID` means. Raises `ProviderError` where there is none."""
         kind, _, name = reference.partition(":")
         if kind == "env":
             value = self._environ.get(name, "").strip()
@@ -51,6 +52,7 @@ class StoredSecrets:
         return value
 
     def forget(self, reference: str) -> None:
+        """Ask for it anew the next time."""
         if reference.startswith("env:"):
             reference = self._environ.get(reference[4:], "").strip()
         name, now = reference.removeprefix("secret:"), self._clock()
