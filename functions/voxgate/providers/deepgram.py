@@ -9,8 +9,8 @@ from voxgate import languages
 from voxgate.errors import FailureClass, ProviderError
 from voxgate.model import Delta, Feature, Heard, Segment, Transcript
 from voxgate.providers import Ask, Call
-from voxgate.providers.http import WireAnswer, WireRequest, error_of, failure_of, json_of
-from voxgate.providers.openai import passed_on, shown, text_of, time_of, word_of
+from voxgate.providers.http import WireAnswer, WireRequest, error_of, failure_of, json_of, refusal
+from voxgate.providers.openai import passed_on, text_of, time_of, word_of
 
 
 class DeepgramAdapter:
@@ -90,14 +90,8 @@ def _utterance(value: dict[str, Any]) -> Segment:
 
 def _failed(answer: WireAnswer) -> ProviderError:
     body = error_of(answer.body)
-    message = shown(body.get("err_msg") or body.get("message"))
     failure = failure_of(answer.status) if body or answer.status != 400 else FailureClass.UNSUPPORTED
     if answer.status == 422:
         failure = FailureClass.TRANSIENT  # the upload was incomplete: ours to repeat
-    return ProviderError(
-        failure,
-        message or f"The provider answered {answer.status}.",
-        status=answer.status,
-        param="file" if body.get("err_code") == "Bad Request" else None,
-        retry_after=answer.retry_after,
-    )
+    param = "file" if body.get("err_code") == "Bad Request" else None
+    return refusal(answer, failure, body.get("err_msg") or body.get("message"), param)

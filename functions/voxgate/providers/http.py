@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _MOST_ANSWER = 8 * 1024 * 1024  # bytes, and for each second of the audio:
 _MOST_OF_A_SECOND = 4096
 _SMALL_ANSWER = 256 * 1024
-_LONGEST_MESSAGE = 300  # characters
+_LONGEST_MESSAGE, _LONGEST_READ = 300, 4096  # characters of a provider's words that are told on, and looked at
 _SHORTEST_KEY = 4  # a shorter one is no secret, and part of many words
 _MOST_WAIT = 24 * 3600
 _MOST_SHOWN = 64 * 1024
@@ -420,6 +420,14 @@ def error_of(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return said if isinstance(said, dict) else {}
+
+
+def refusal(answer: WireAnswer, failure: FailureClass, message: object, param: object) -> ProviderError:
+    """With the provider's own words and its name for the field, where these are text."""
+    text = message[:_LONGEST_READ] if isinstance(message, str) else ""
+    said = "".join(c if c.isprintable() else " " for c in text).strip() or f"The provider answered {answer.status}."
+    at = param if isinstance(param, str) else None
+    return ProviderError(failure, said, status=answer.status, param=at, retry_after=answer.retry_after)
 
 
 _UNSUPPORTED = {"unsupported_format", "invalid_model", "unknown_model", "model_not_found"}

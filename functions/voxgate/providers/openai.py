@@ -17,9 +17,8 @@ from voxgate import languages
 from voxgate.errors import FailureClass, ProviderError
 from voxgate.model import Delta, Feature, Granularity, Logprob, ResponseFormat, Segment, Tokens, Transcript, Word
 from voxgate.providers import Call
-from voxgate.providers.http import MALFORMED, WireAnswer, WireRequest, error_of, failure_of, json_of
+from voxgate.providers.http import MALFORMED, WireAnswer, WireRequest, error_of, failure_of, json_of, refusal
 
-_LONGEST_MESSAGE = 4096
 _TIMED = (ResponseFormat.SRT, ResponseFormat.VTT, ResponseFormat.VERBOSE_JSON)
 
 
@@ -169,19 +168,7 @@ def _failed(answer: WireAnswer) -> ProviderError:
     failure = failure_of(answer.status, codes)
     if failure is FailureClass.CALLER_FAULT and not body:
         failure = FailureClass.UNSUPPORTED  # something between us refuses, or it is another service
-    return ProviderError(
-        failure,
-        shown(message) or f"The provider answered {answer.status}.",
-        status=answer.status,
-        param=param if isinstance(param, str) else None,
-        retry_after=answer.retry_after,
-    )
-
-
-def shown(message: object) -> str:
-    """A provider's words, fit for a message of ours."""
-    text = message if isinstance(message, str) else ""
-    return "".join(c if c.isprintable() else " " for c in text[:_LONGEST_MESSAGE]).strip()
+    return refusal(answer, failure, message, param)
 
 
 def _transcript(body: dict[str, Any], call: Call) -> Transcript:

@@ -102,17 +102,9 @@ def _ordered(deployments: list[Deployment], asked: Asked, health: Health) -> tup
     cheapest = min((cost for cost in costs.values() if cost), default=1)
     preference = asked.request.routing.preference
 
-    def slowness(deployment: Deployment) -> float:
-        return (speeds[deployment] or quickest) / quickest  # the unknown is tried, and then known
-
-    def dearness(deployment: Deployment) -> float:
-        return costs[deployment] / cheapest
-
     def rank(deployment: Deployment) -> float:
-        if preference is Preference.COST:
-            return dearness(deployment)
-        if preference is Preference.SPEED:
-            return slowness(deployment)
-        return dearness(deployment) + slowness(deployment)
+        slowness = (speeds[deployment] or quickest) / quickest  # the unknown is tried, and then known
+        dearness = costs[deployment] / cheapest
+        return {Preference.COST: dearness, Preference.SPEED: slowness}.get(preference, dearness + slowness)
 
     return tuple(sorted(deployments, key=lambda d: (not health.available(d.id), rank(d))))
