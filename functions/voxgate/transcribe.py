@@ -52,7 +52,6 @@ logger = logging.getLogger(__name__)
 
 _LONG_TEXT = 100_000  # characters, which take tens of milliseconds to render
 DEADLINE, PRIORITY = "x-voxgate-deadline", "x-voxgate-priority"
-_ATTEMPTS = "x-voxgate-attempts"
 _REFERENCE = "s3"  # the field of a form whose audio is staged
 
 
@@ -243,19 +242,24 @@ class Transcriber:
         deployments: tuple[Deployment, ...],
         narrator: Narrator | None,
     ) -> Served:
+        attempts = 0
+
         def attempted(number: int, deployment: Deployment) -> None:
+            nonlocal attempts
+            attempts = number
             tab.note(attempts=number)
-            incoming.told[_ATTEMPTS] = str(number)  # on a failure's answer, too
             incoming.events.headers = _served_by(deployment.provider.name, number)
 
-        incoming.told[_ATTEMPTS] = "0"
-        return await self.fallback.serve(
-            prepared,
-            deployments,
-            attempted=attempted,
-            told=lambda: narrator is not None and narrator.begun,
-            seconds=incoming.begun + deadline(incoming.headers) - time.monotonic(),
-        )
+        try:
+            return await self.fallback.serve(
+                prepared,
+                deployments,
+                attempted=attempted,
+                told=lambda: narrator is not None and narrator.begun,
+                seconds=incoming.begun + deadline(incoming.headers) - time.monotonic(),
+            )
+        finally:
+            incoming.told["x-voxgate-attempts"] = str(attempts)  # on a failure's answer, too
 
     async def _answer(
         self, dialect: Dialect, tab: Tab, outcome: Outcome, deployment: Deployment, narrator: Narrator | None
@@ -386,7 +390,7 @@ class Transcriber:
 
 
 def _served_by(provider: str, attempts: int) -> dict[str, str]:
-    return {"x-voxgate-provider": provider, _ATTEMPTS: str(attempts)}
+    return {"x-voxgate-provider": provider, "x-voxgate-attempts": str(attempts)}
 
 
 def _header(names: tuple[str, ...]) -> str:
