@@ -39,7 +39,7 @@ def opened(health: Health) -> None:
 
 def test_who_was_never_asked_is_well(health: Health) -> None:
     assert health.available("a/m")
-    assert (health.limited_for("a/m"), health.speed("a/m"), health.outages()) == (0.0, None, {})
+    assert (health.limited_for("a/m"), health.speed("a/m")) == (0.0, None)
     report = health.report("a/m")
     assert (report.deployment, report.state, report.until) == ("a/m", "closed", None)
     assert (report.attempts, report.failures, report.speed) == (0, 0, None)
@@ -70,7 +70,7 @@ def test_it_opens_when_half_of_enough_attempts_failed(health: Health, outcomes: 
     assert health.available("a/m") is not opens
     assert state(health) == ("open" if opens else "closed")
     assert told == [False] * (len(outcomes) - 1) + [opens]
-    assert set(health.outages()) == ({"a/m"} if opens else set())
+    assert (health.report("a/m").until is not None) is opens
 
 
 def test_only_the_last_half_minute_counts(health: Health, clock: Clock) -> None:
@@ -186,10 +186,11 @@ def test_the_retry_after_the_one_that_opened_it_does_not_put_the_probe_off(
 
 def test_a_failure_while_it_is_open_does_not_lengthen_the_pause(health: Health, clock: Clock) -> None:
     opened(health)
-    until = health.outages()["a/m"]
+    until = health.report("a/m").until
+    assert until is not None
     for _ in range(10):
         attempt(health, "bad")
-    assert health.outages()["a/m"] == until
+    assert health.report("a/m").until == until
 
 
 # --- Rate limits ----------------------------------------------------------------------------------
@@ -218,7 +219,7 @@ def test_a_rate_limit_is_no_failure(health: Health, clock: Clock) -> None:
         health.limited("a/m", health.begin("a/m"), 1)
     clock.now += 1
     assert health.available("a/m")
-    assert (health.report("a/m").failures, health.outages()) == (0, {})
+    assert (health.report("a/m").failures, health.report("a/m").until) == (0, None)
 
 
 def test_a_probe_that_meets_a_rate_limit_is_over(health: Health, clock: Clock) -> None:
@@ -260,12 +261,14 @@ def test_failures_do_not_change_the_speed(health: Health) -> None:
 def test_an_outage_is_learnt(health: Health, clock: Clock) -> None:
     opened(health)
     other = Health(clock=clock)
-    other.learn(health.outages())
+    until = health.report("a/m").until
+    assert until is not None
+    other.learn({"a/m": until})
     assert not other.available("a/m")
-    assert other.outages() == health.outages()
+    assert other.report("a/m").until == until
     clock.now += 15
     assert other.available("a/m")
-    assert (health.outages(), other.outages()) == ({}, {})
+    assert (health.report("a/m").until, other.report("a/m").until) == (None, None)
     assert attempt(other, "good") is True
 
 
@@ -275,4 +278,4 @@ def test_what_is_over_is_not_learnt_and_what_is_longer_is_kept(health: Health, c
     assert health.available("b/m")
     health.learn({"a/m": clock.now + 100})
     health.learn({"a/m": clock.now + 5})
-    assert health.outages() == {"a/m": clock.now + 100}
+    assert [health.report(name).until for name in ("a/m", "b/m")] == [clock.now + 100, None]

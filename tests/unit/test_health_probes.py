@@ -53,7 +53,7 @@ def test_attempts_beside_a_probe_that_fail_do_not_double_the_pause_again(health:
     others = [health.begin(NAME) for _ in range(20)]
     assert health.failed(NAME, probe) is True
     assert [health.failed(NAME, other) for other in others] == [False] * 20
-    assert health.outages() == {NAME: clock.now + 2 * PAUSE}
+    assert health.report(NAME).until == clock.now + 2 * PAUSE
 
 
 @pytest.mark.parametrize("later", [0.0, 1.0, PAUSE, PAUSE + 1.0])

@@ -59,7 +59,7 @@ class Report:
 
 
 class Health:
-    """Of all deployments, by their id. In process; `outages` and `learn` are what is shared."""
+    """Of all deployments, by their id. In process; `report` and `learn` are what is shared."""
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -129,11 +129,6 @@ class Health:
         """Seconds for one of audio: a mean in which the latest counts most. None until measured, and later."""
         record = self._of(deployment)
         return record.speed if self._clock() < record.measured + _MEASURED_SECONDS else None
-
-    def outages(self) -> dict[str, float]:
-        """Which breakers are open, until when."""
-        now = self._clock()
-        return {name: record.opened_until for name, record in self._records.items() if record.opened_until > now}
 
     def learn(self, outages: Mapping[str, float]) -> None:
         """What other processes found out."""
