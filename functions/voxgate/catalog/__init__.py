@@ -6,7 +6,7 @@ import logging
 import math
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -101,9 +101,9 @@ class Model:
     aliases: tuple[str, ...] = ()
     language_style: LanguageStyle = "name"
 
-    def without(self, providers: set[str]) -> Model | None:
-        """The model less those providers' deployments; None where nothing is left."""
-        left = tuple(d for d in self.deployments if d.provider.name not in providers)
+    def of(self, providers: Container[str]) -> Model | None:
+        """The model with those providers' deployments alone; None where there are none."""
+        left = tuple(d for d in self.deployments if d.provider.name in providers)
         return replace(self, deployments=left) if left else None
 
 
@@ -139,11 +139,9 @@ class Catalog:
         if name in self._by_name:
             return self._by_name[name]
         provider, _, rest = name.partition("/")
-        if rest in self._by_name:
-            model = self._by_name[rest]
-            chosen = tuple(d for d in model.deployments if d.provider.name == provider)
-            if chosen:
-                return replace(model, deployments=chosen)
+        model = self._by_name.get(rest)
+        if model and (chosen := model.of({provider})):
+            return chosen
         raise ModelNotFound(f"The model '{name[:200]}' does not exist; GET /v1/models lists them.", param="model")
 
 
@@ -292,7 +290,7 @@ def _catalog(document: _Document, environ: Mapping[str, str], *, embedded: bool)
         elif not provider.base_url and not embedded:
             logger.warning("the provider '%s' is left out: it has no address, and there is no engine here", name)
             without.add(name)
-    usable = [left for model in models if (left := model.without(without))]
+    usable = [left for model in models if (left := model.of(providers.keys() - without))]
     if not usable:
         raise _Mistake(f"none can be served: there is no key or address for {', '.join(sorted(without))}", "models")
     return Catalog(usable)
