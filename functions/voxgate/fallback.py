@@ -242,7 +242,8 @@ class Fallback:
         else:
             judged = True
             if self.health.succeeded(deployment.id, begun, latency=attempt.latency, duration=attempt.duration):
-                logger.info("%s serves again", deployment.id)
+                if attempt.latency is not None:  # of recordings
+                    logger.info("%s serves again", deployment.id)
                 await self._report(deployment)
         finally:
             if not judged:  # given up, or the caller's fault: neither says anything of the deployment
