@@ -1356,7 +1356,7 @@ def test_a_slow_reader_does_not_make_its_provider_look_slow_or_broken(
 
 
 def test_a_slow_reader_does_not_use_up_its_providers_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(place.gateway.transcriber.fallback, "_provider_timeout", 0.5)
+    monkeypatch.setattr(place.gateway.transcriber.fallback, "provider_timeout", 0.5)
     upstream = place.upstreams["inference"]
     many = [delta("x" * 10_000, end=n / 200) for n in range(150)]
     upstream.will(sse(*many, done("x" * 1_500_000)), model=SLOW)
