@@ -280,13 +280,37 @@ def test_every_time_is_inside_the_audio_in_order_and_every_number_is_json(engine
         assert segments
         for segment in segments:
             assert 0 <= segment.start <= segment.end <= length
-            for word in segment.words or ():
-                assert 0 <= word.start <= word.end <= length
-                assert type(word.confidence) is float
+            times = [time for word in segment.words or () for time in (word.start, word.end)]
+            starts = [word.start for word in segment.words or ()]
+            assert all(segment.start <= time <= segment.end for time in times)
+            assert starts == sorted(starts)
+            assert all(word.start <= word.end for word in segment.words or ())
+            assert all(type(word.confidence) is float for word in segment.words or ())
             for number in (segment.avg_logprob, segment.no_speech_prob, segment.compression_ratio):
                 assert type(number) is float
             assert all(type(token) is int for token in segment.tokens)
         assert all(a.start <= b.start and a.end <= b.start + 1e-9 for a, b in pairwise(segments))
+
+
+def test_words_that_alignment_places_elsewhere_are_brought_into_their_segments(
+    engine: WhisperEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def misplaced(segments: list[list[dict[str, Any]]], *_: Any) -> None:
+        for row in segments:
+            for number, segment in enumerate(row):
+                words = [(-1.0, 99.0), (2.0, 0.5), (0.1, 0.2)]
+                segment["words"] = [{"word": " a", "start": s, "end": e, "probability": 0.5} for s, e in words]
+                segment["start"], segment["end"] = 2.0 - number, 1.5 - number  # and segments before one another
+
+    monkeypatch.setattr(engine._model, "add_word_timestamps", misplaced)
+    segments = transcribe(engine, job(DATA / "long-slt.flac", language="en", words=True))[1]
+    assert segments
+    for segment in segments:
+        assert segment.words is not None
+        times = [time for word in segment.words for time in (word.start, word.end)]
+        assert times == sorted(times)
+        assert segment.start <= times[0] <= times[-1] <= segment.end
+    assert all(0 <= a.start <= a.end <= b.start <= b.end <= 5.37 for a, b in pairwise(segments))
 
 
 def test_times_do_not_drift(directory: Path, tmp_path: Path) -> None:

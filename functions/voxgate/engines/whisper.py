@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -276,7 +276,7 @@ class WhisperEngine:
                     task.heard.language = None  # it was found in what is no speech
                 outcomes.append([])
                 continue
-            made = [_segment(task, each, choice, tokenizer) for each in segments]
+            made = _segments(task, segments, rest, choice, tokenizer)
             told = [segment for segment in made if segment.text.strip()]
             if rest:
                 again = dataclasses.replace(task, seek=task.seek + rest, tries=())
@@ -390,33 +390,40 @@ def _tried(result: Any, tokenizer: Tokenizer, temperature: float) -> _Try:
     return _Try(tokens, temperature, logprob, get_compression_ratio(text), result.no_speech_prob)
 
 
-def _segment(task: Task, heard: dict[str, Any], choice: _Try, tokenizer: Tokenizer) -> Segment:
-    """On the recording's own clock, inside of the window, and with no number that JSON lacks."""
+def _segments(
+    task: Task, split: list[dict[str, Any]], rest: int, choice: _Try, tokenizer: Tokenizer
+) -> Iterator[Segment]:
+    """On the recording's own clock, one after the other, inside of the window and before its rest, if there is one; and
+    with no number that JSON lacks. Alignment finds words outside of their segments, too: they are brought into them."""
     offset, window = task.seek / 100, task.window
 
     def at(seconds: float, *, end: bool = False) -> float:
         return window.at(offset + seconds, end=end)
 
-    start = at(heard["start"])
-    words = heard.get("words")
-    return Segment(
-        start=start,
-        end=max(at(max(heard["end"], heard["start"]), end=True), start),
-        text=tokenizer.decode(heard["tokens"]),
-        words=None
-        if words is None
-        else tuple(_word(word, at(word["start"]), at(word["end"], end=True)) for word in words),
-        seek=round(window.start * 100) + task.seek,
-        tokens=tuple(heard["tokens"]),
-        temperature=choice.temperature,
-        avg_logprob=_finite(choice.logprob),
-        compression_ratio=_finite(choice.compression),
-        no_speech_prob=_finite(choice.no_speech),
-    )
+    before, last = at(0.0), at((rest or task.frames) / 100, end=True)
+    for heard in split:
+        start = min(max(at(heard["start"]), before), max(before, last))
+        before = end = max(min(at(heard["end"], end=True), last), start)
+        words = heard.get("words")
+        yield Segment(
+            start=start,
+            end=end,
+            text=tokenizer.decode(heard["tokens"]),
+            words=None if words is None else tuple(_words(words, at, start, end)),
+            seek=round(window.start * 100) + task.seek,
+            tokens=tuple(heard["tokens"]),
+            temperature=choice.temperature,
+            avg_logprob=_finite(choice.logprob),
+            compression_ratio=_finite(choice.compression),
+            no_speech_prob=_finite(choice.no_speech),
+        )
 
 
-def _word(word: dict[str, Any], start: float, end: float) -> Word:
-    return Word(word["word"].strip(), start, max(start, end), _finite(word["probability"]))
+def _words(words: list[dict[str, Any]], at: Callable[..., float], start: float, end: float) -> Iterator[Word]:
+    for word in words:
+        start = min(max(at(word["start"]), start), end)
+        until = min(max(at(word["end"], end=True), start), end)
+        yield Word(word["word"].strip(), start, until, _finite(word["probability"]))
 
 
 def _finite(value: float | None) -> float | None:
