@@ -148,6 +148,9 @@ class FormParser:
     def _begin(self, segment: MultipartSegment) -> None:
         if any("\n" in value for _, value in segment.headerlist):  # the parser sees it in some splits alone
             raise InvalidInput("The multipart body is malformed: Invalid line break in segment header.")
+        names = [name.lower() for name, _ in segment.headerlist]
+        if any(names.count(name) > 1 for name in ("content-disposition", "content-type")):
+            raise InvalidInput("The multipart body is malformed: a part says twice what it is.")
         extended = any(match[1] for match in _EXTENDED.finditer(segment["Content-Disposition"]))
         # A part without a file name is a field, unless its type says that it is media.
         media = (segment.content_type or "").startswith(("audio/", "video/", "application/octet-stream"))

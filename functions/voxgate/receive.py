@@ -57,12 +57,11 @@ class Upload(contextlib.AbstractContextManager["Upload"]):
         self.close()
 
     def _to_disk(self) -> None:
-        if isinstance(self.file, io.BytesIO):
-            memory = self.file.getbuffer()
+        if isinstance(memory := self.file, io.BytesIO):
             # Mode 600 and a random name; `close` ends it, which removes it: it outlives this call by design.
             file = tempfile.NamedTemporaryFile(dir=self._directory, prefix="audio-")  # noqa: SIM115 - see close
             self.file = cast(BinaryIO, file)
-            self.file.write(memory)
+            self.file.write(memory.getbuffer())
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import contextlib
 
 import pytest
 
+from fakes.clock import Clock
 from voxgate.engines import Job
 from voxgate.engines.admission import Admission
 from voxgate.errors import Overloaded
@@ -104,12 +105,22 @@ def test_what_fails_waits_no_longer() -> None:
 
 
 def test_who_was_slow_once_learns_that_it_is_not_any_more() -> None:
-    door = admission(speed=100.0)
-    for _ in range(50):
-        door.went(0.001)
-    door.check("interactive", 10, 1)  # with nobody ahead the only way to find out
-    with door.admit(job(1)):
-        assert wait(door, 10, 1) > 1
+    clock = Clock(1000.0)
+    door = Admission(most=100, cost=float, clock=clock)
+    door.went(0.001)
+    assert wait(door, 10, 1) == 1
+    clock.now += 601
+    with door.admit(job(10, left=1)):  # with nobody ahead the only way to find out
+        assert wait(door, 10, 1) == 10_000
+        door.went(100.0)
+    door.check("interactive", 10, 1)
+
+
+def test_who_is_served_in_turn_waits_for_all_who_were_there() -> None:
+    door = Admission(most=100, cost=float, in_turn=True)
+    door.went(1.0)
+    with door.admit(job(100, priority="batch")):
+        assert wait(door, 1, 2, "live") == 100
 
 
 def test_the_speed_follows_what_is_seen() -> None:

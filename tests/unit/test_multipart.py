@@ -379,6 +379,9 @@ def test_a_body_cut_off_anywhere_is_refused(pieces: str) -> None:
         body(part(b"name=f", b"x", b"Content-Length: 0")),
         body(part(b"name=f", b"x", b"Content-Length: -1")),
         body(part(b"name=f", b"x", b"X: a\nb: c")),
+        body(part(b"name=f", b"x", b"Content-Disposition: form-data; name=g")),
+        body(part(b"name=f", b"x", b"content-disposition: attachment")),
+        body(part(b"name=f", b"x", b"Content-Type: audio/wav", b"content-type: text/plain")),
         FORM.replace(b"--b", b"--c"),
     ],
 )

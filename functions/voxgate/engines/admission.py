@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,9 @@ from voxgate.model import Priority
 
 _RANKS = {priority: rank for rank, priority in enumerate(Priority)}
 _DECAY = 0.3
+# Seconds after which a speed is not believed any more where nobody is ahead: who was slow once, and refuses everybody,
+# would never learn that it is not any more.
+_GOOD_FOR = 600.0
 
 
 class Admitted:
@@ -23,15 +27,27 @@ class Admitted:
 
 
 class Admission:
-    """At most `most` recordings wait or are at work, `abreast` of them at once. `cost` is what so many seconds of
-    audio take, and `speed` how much of that is done in a second; 0 is not known yet. What it takes,
-    times `margin`, must be within the time that is left; below 1 where the speed is but a guess."""
+    """At most `most` recordings wait or are at work, `abreast` of them at once, each `in_turn` or by priority. `cost`
+    is what so many seconds of audio take, and `speed` how much of that is done in a second; 0 is not known yet. What
+    it takes, times `margin`, must be within the time that is left; below 1 where the speed is but a guess."""
 
-    def __init__(self, *, most: int, cost: Callable[[float], float], abreast: int = 1, margin: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        most: int,
+        cost: Callable[[float], float],
+        abreast: int = 1,
+        margin: float = 1.0,
+        in_turn: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._most = most
         self._cost = cost
         self._abreast = abreast
         self._margin = margin
+        self._in_turn = in_turn
+        self._clock = clock
+        self._seen = clock()
         self._fastest = 0.0
         self._jobs: set[Admitted] = set()
         self.speed = 0.0
@@ -43,18 +59,19 @@ class Admission:
 
     def went(self, speed: float) -> None:
         self.speed += (_DECAY if self.speed else 1.0) * (speed - self.speed)
-        self._fastest = max(self._fastest, speed)
+        self._seen, self._fastest = self._clock(), max(self._fastest, speed)
 
     def check(self, priority: str, seconds: float, left: float) -> None:
         """Raises `Overloaded` where so many seconds of audio cannot be heard within the time that is `left`."""
         rank = _RANKS[Priority(priority)]
-        ahead = sum(self._cost(job.left) for job in self._jobs if job.rank <= rank)
+        ahead = sum(self._cost(job.left) for job in self._jobs if self._in_turn or job.rank <= rank)
         before = 0.0 if len(self._jobs) < self._abreast else ahead / self._abreast + self.batch
-        # Who refused everybody because it was slow once would never learn that it is not any more.
-        speed = self.speed if before else self._fastest
+        speed = self.speed if before else self._fastest  # of one alone, which is not slowed down by others
         wait = max(math.ceil(before / speed), 1) if speed else 1
         if len(self._jobs) >= self._most:
             raise Overloaded(f"The recognizer's queue is full; try again in {wait} s.", retry_after=wait)
+        if not before and self._clock() >= self._seen + _GOOD_FOR:
+            return
         need = (before + self._cost(seconds)) / speed if speed else 0.0
         if need * self._margin > left:
             raise Overloaded(

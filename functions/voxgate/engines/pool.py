@@ -33,7 +33,7 @@ class EnginePool:
         self.live = LivePool(lambda: Channel(arguments), most=live)
         self._arguments = tuple(arguments)
         self._size = workers
-        self.admission = Admission(most=workers + queue, cost=_cost, abreast=workers, margin=_MARGIN)
+        self.admission = Admission(most=workers + queue, cost=_cost, abreast=workers, margin=_MARGIN, in_turn=True)
         self._idle: asyncio.Queue[Worker] = asyncio.Queue()
         self._workers: set[Worker] = set()
         self._starting: asyncio.Task[EngineInfo] | None = None
@@ -64,12 +64,18 @@ class EnginePool:
         `Overloaded`, or `ProviderError` of class CALLER_FAULT for unusable audio and TRANSIENT for an
         engine that failed. Cancelling this call stops the engine."""
         await self.start()
-        with self.admission.admit(job):
+        with self.admission.admit(job) as admitted:
+
+            async def told(segment: Segment) -> None:
+                admitted.left = max(job.seconds - segment.end, 0.0)
+                if heard is not None:
+                    await heard(segment)
+
             while not (worker := await self._idle.get()).alive:
                 self._spawn(self._recover(worker))  # it died while it had nothing to do
-            return await self._run(worker, job, heard)
+            return await self._run(worker, job, told)
 
-    async def _run(self, worker: Worker, job: Job, heard: Told | None) -> tuple[str | None, tuple[Segment, ...]]:
+    async def _run(self, worker: Worker, job: Job, heard: Told) -> tuple[str | None, tuple[Segment, ...]]:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         finished = False
