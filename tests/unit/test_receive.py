@@ -165,12 +165,10 @@ def test_a_client_that_fails_while_sending_leaves_no_file(tmp_path: Path) -> Non
 
 
 def test_an_upload_that_finds_no_disk_says_so_and_can_be_closed(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), Upload(tmp_path / "gone") as upload:
-        upload.write(b"a")
-        upload.path()
     upload = Upload(tmp_path / "gone")
     upload.write(b"a")
-    try:
-        upload.path()
-    except OSError:
-        upload.close()  # while the failure is still being told
+    with pytest.raises(FileNotFoundError):
+        try:
+            upload.path()
+        finally:
+            upload.close()  # while the failure is still being told
