@@ -165,10 +165,10 @@ def test_a_client_that_fails_while_sending_leaves_no_file(tmp_path: Path) -> Non
 
 
 def test_an_upload_that_finds_no_disk_says_so_and_can_be_closed(tmp_path: Path) -> None:
-    upload = Upload(tmp_path / "gone")
-    upload.write(b"a")
-    with pytest.raises(FileNotFoundError):
-        try:
+    def try_it() -> None:
+        with Upload(tmp_path / "gone") as upload:  # which is closed while the failure is still being told
+            upload.write(b"a")
             upload.path()
-        finally:
-            upload.close()  # while the failure is still being told
+
+    with pytest.raises(FileNotFoundError):
+        try_it()
