@@ -281,14 +281,14 @@ def test_who_hangs_up_is_not_worked_for(recognizer: Recognizer, endless: bytes) 
 def test_what_cannot_be_heard_in_time_is_given_up_in_time(recognizer: Recognizer, endless: bytes) -> None:
     assert recognizer.hears(recognizer.ask().json()["text"])  # from then on it knows how fast it is
     form: dict[str, Any] = {"data": {"model": recognizer.model, "language": "en"}, "files": {"file": endless}}
-    # Much less than either needs, and more than the upload takes.
-    deadline = "2" if recognizer.engine == WHISPER_ENGINE else "20"
-    headers = recognizer.server.auth | {"x-voxgate-deadline": deadline}
+    headers = recognizer.server.auth | {"x-voxgate-deadline": "2"}
     begun = time.monotonic()
     answer = httpx.post(recognizer.server.url + OPENAI, headers=headers, timeout=PATIENCE, **form)
     assert time.monotonic() - begun < 20
-    assert (answer.status_code, envelope(answer)["code"]) == (503, "overloaded")
-    assert int(answer.headers["retry-after"]) >= 1
+    # Silence takes pocketsphinx no time, so that one who has heard much of it may try.
+    tried = answer.status_code == 502 and recognizer.engine == SPHINX_ENGINE
+    assert envelope(answer)["code"] == ("provider_unavailable" if tried else "overloaded")
+    assert tried or (answer.status_code == 503 and int(answer.headers["retry-after"]) >= 1)
     until(lambda: recognizer.metrics()["voxgate_queue_audio_seconds"] == 0, seconds=15)
     assert recognizer.hears(recognizer.ask().json()["text"])
 
