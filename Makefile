@@ -81,7 +81,7 @@ lock:
 	$(LOCK) --extra dev -o requirements.lock
 	$(LOCK) --extra lambda -o layers/dependencies/requirements.lock
 	$(LOCK) --constraint requirements.lock --extra asgi --extra aws -o functions/ingress/requirements.lock
-	$(LOCK) --constraint requirements.lock --extra asgi --extra whisper -o functions/inference/requirements.lock
+	$(LOCK) --constraint requirements.lock --extra asgi --extra aws --extra whisper -o functions/inference/requirements.lock
 
 # Remake the speech fixtures. Needs Debian's flite and ffmpeg.
 fixtures: install

@@ -108,6 +108,10 @@ class Asker:
 Start = Callable[..., Batcher[str]]
 
 
+def waiting(batcher: Batcher[str]) -> bool:
+    return any(request.ready for request in batcher._requests)
+
+
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Starts a batcher, and closes it at the test's end."""
@@ -389,7 +393,7 @@ def test_who_comes_while_the_first_one_waits_shares_its_batch(start: Start) -> N
     askers = [Asker([name]) for name in "abc"]
     for asker in askers:
         batcher.submit(asker.request)
-        until(lambda: asker.request.made == 1 and not batcher.backlog)  # noqa: B023 - it was taken, and waits
+        until(lambda: asker.request.made == 1 and not waiting(batcher))  # noqa: B023 - it was taken, and waits
     for asker in askers:
         assert asker.ended() is None
     assert decoder.batches == [["a", "b", "c"]]
@@ -415,6 +419,22 @@ def test_no_more_is_prepared_than_soon_has_its_turn(start: Start) -> None:
     decoder.go_on()
     assert asker.ended() is None
     assert len(asker.made) == 480
+
+
+def test_what_is_prepared_is_bounded_for_all_together_and_nobody_goes_without(start: Start) -> None:
+    decoder = Decoder("plug")
+    batcher = busy(start, decoder, size=16)
+    askers = [Asker(words(str(number), 40)) for number in range(20)]
+    for asker in askers:
+        batcher.submit(asker.request)
+    for asker in askers:
+        asker.ready(1)
+    time.sleep(0.05)
+    assert sum(len(asker.made) for asker in askers) <= 4 * len(askers)
+    decoder.go_on()
+    for asker in askers:
+        assert asker.ended() is None
+        assert len(asker.told) == 40
 
 
 def test_a_long_recording_does_not_keep_the_only_thread_from_a_short_one(start: Start) -> None:
@@ -666,7 +686,7 @@ def test_cancelled_while_its_batch_waits_for_others_it_is_not_in_it(start: Start
     batcher = start(decoder, size=2, linger=PATIENCE * 10)
     gone, asker, other = Asker(["gone"]), Asker(["a"]), Asker(["b"])
     batcher.submit(gone.request)
-    until(lambda: gone.request.made == 1 and not batcher.backlog)
+    until(lambda: gone.request.made == 1 and not waiting(batcher))
     batcher.cancel(gone.request)
     assert isinstance(gone.ended(), Cancelled)
     for each in (asker, other):
@@ -773,7 +793,7 @@ def test_many_requests_that_come_and_go_at_once_each_end_once(start: Start) -> N
         whole = [out for word in asker.made for out in (["part of a1", "a1 rest"] if word == "a1" else [word])]
         assert asker.told == (whole if end is None else whole[: len(asker.told)])
         until(lambda: asker.closed or not asker.made)  # noqa: B023 - is over before the next one
-    assert not batcher.backlog
+    assert not waiting(batcher)
 
 
 # Statistics.
@@ -785,7 +805,7 @@ def test_the_statistics_are_of_the_time_since_the_last_look(start: Start) -> Non
     asker = Asker(words("a", 3))
     batcher.submit(asker.request)
     asker.ready(3)
-    assert batcher.backlog
+    assert waiting(batcher)
     time.sleep(0.02)
     decoder.go_on("plug")
     assert asker.ended() is None
@@ -795,6 +815,6 @@ def test_the_statistics_are_of_the_time_since_the_last_look(start: Start) -> Non
     assert stats.waiting >= 3 * 0.02
     assert stats.decoding >= 0.02
     assert 0 < stats.preparing < PATIENCE
-    assert not batcher.backlog
+    assert not waiting(batcher)
     empty = batcher.stats()
     assert (empty.batches, empty.rows, empty.decoding, empty.preparing, empty.waiting) == ({}, 0, 0, 0, 0)

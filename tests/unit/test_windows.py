@@ -23,7 +23,7 @@ MOST = 29 * RATE  # of it at once
 
 def windows(pcm: Iterable[bytes], find: Callable[[Samples], Spans]) -> Iterator[Window]:
     """Those that there are, without the word that there is none yet."""
-    return (window for window in module.windows(pcm, find) if window is not None)
+    return (window for window in module.windows(pcm, find) if not isinstance(window, float))
 
 
 def detect(samples: Samples) -> Spans:
@@ -151,6 +151,15 @@ def test_a_window_is_there_as_soon_as_it_is_full_and_the_first_one_early() -> No
     assert read <= 91
     next(made)
     assert read <= 151
+
+
+def test_how_far_it_has_come_is_told_and_never_more() -> None:
+    pcm = speech((10, 12), (70, 75), (200, 202), until=400)
+    told = [each for each in module.windows(chunks(pcm, 30 * RATE), detect) if isinstance(each, float)]
+    assert told == sorted(told)
+    assert told[0] == pytest.approx(30 - 2, abs=1.5)  # what was said waits for more
+    assert told[-1] == pytest.approx(400 - 9, abs=60)
+    assert told[-1] <= 400 - 9
 
 
 def test_four_hours_take_no_more_memory_than_minutes() -> None:

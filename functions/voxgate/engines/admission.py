@@ -13,6 +13,7 @@ from voxgate.model import Priority
 
 _RANKS = {priority: rank for rank, priority in enumerate(Priority)}
 _DECAY = 0.3
+_LOOK = 1.0  # seconds, the shortest time in which a speed is measured
 # Seconds after which a speed is not believed any more where nobody is ahead: who was slow once, and refuses everybody,
 # would never learn that it is not any more.
 _GOOD_FOR = 600.0
@@ -23,13 +24,16 @@ class Admitted:
 
     def __init__(self, job: Job) -> None:
         self.rank = _RANKS[Priority(job.priority)]
-        self.left = job.seconds
+        self.seconds = self.left = job.seconds
 
 
 class Admission:
-    """At most `most` recordings wait or are at work, `abreast` of them at once, each `in_turn` or by priority. `cost`
-    is what so many seconds of audio take, and `speed` how much of that is done in a second; 0 is not known yet. What
-    it takes, times `margin`, must be within the time that is left; below 1 where the speed is but a guess."""
+    """At most `most` recordings wait or are at work, beside those that are less urgent. `cost` is what so many seconds
+    of audio take, and `speed` how much of that is done in a second; 0 is not known yet. What it takes, times `margin`,
+    must be within the time that is left; below 1 where the speed is but a guess.
+
+    `batch` of the cost are at work at a time, as a whole, by turns and by priority; or, where that is 0, `abreast`
+    recordings are, one after the other."""
 
     def __init__(
         self,
@@ -38,20 +42,20 @@ class Admission:
         cost: Callable[[float], float],
         abreast: int = 1,
         margin: float = 1.0,
-        in_turn: bool = False,
+        batch: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._most = most
         self._cost = cost
         self._abreast = abreast
         self._margin = margin
-        self._in_turn = in_turn
         self._clock = clock
-        self._seen = clock()
-        self._fastest = 0.0
         self._jobs: set[Admitted] = set()
+        self._seen = clock()  # when the speed was
+        self._fastest = 0.0
+        self._since, self._passed, self._full = 0.0, 0.0, False  # what is measured: from when on, and how much
         self.speed = 0.0
-        self.batch = 0.0  # what is at work is so as a whole
+        self.batch = batch
 
     @property
     def queued(self) -> int:
@@ -61,18 +65,22 @@ class Admission:
         self.speed += (_DECAY if self.speed else 1.0) * (speed - self.speed)
         self._seen, self._fastest = self._clock(), max(self._fastest, speed)
 
+    def restarted(self, speed: float, batch: float) -> None:
+        """By another process, which says how fast it is."""
+        self.speed, self.batch = 0.0, batch
+        self.went(speed)
+
     def check(self, priority: str, seconds: float, left: float) -> None:
         """Raises `Overloaded` where so many seconds of audio cannot be heard within the time that is `left`."""
-        rank = _RANKS[Priority(priority)]
-        ahead = sum(self._cost(job.left) for job in self._jobs if self._in_turn or job.rank <= rank)
-        before = 0.0 if len(self._jobs) < self._abreast else ahead / self._abreast + self.batch
+        rank, own = _RANKS[Priority(priority)], self._cost(seconds)
+        before = self._before(rank, own)
         speed = self.speed if before else self._fastest  # of one alone, which is not slowed down by others
         wait = max(math.ceil(before / speed), 1) if speed else 1
-        if len(self._jobs) >= self._most:
+        if sum(job.rank <= rank for job in self._jobs) >= self._most:
             raise Overloaded(f"The recognizer's queue is full; try again in {wait} s.", retry_after=wait)
         if not before and self._clock() >= self._seen + _GOOD_FOR:
             return
-        need = (before + self._cost(seconds)) / speed if speed else 0.0
+        need = (before + own) / speed if speed else 0.0
         if need * self._margin > left:
             raise Overloaded(
                 f"The recognizer needs {need:.1f} s for this, and has {left:.1f} s; try again in {wait} s.",
@@ -84,8 +92,39 @@ class Admission:
         """Raises `Overloaded`."""
         self.check(job.priority, job.seconds, job.left)
         admitted = Admitted(job)
+        if not self._jobs:
+            self._since, self._passed, self._full = self._clock(), 0.0, False
         self._jobs.add(admitted)
         try:
             yield admitted
+            self.hear(admitted, admitted.seconds)
         finally:
             self._jobs.remove(admitted)
+            self._full = self._full and self._is_full
+
+    def hear(self, job: Admitted, until: float) -> None:
+        """So many seconds of it are heard."""
+        before = self._left(job)
+        job.left = min(max(job.seconds - until, 0.0), job.left)
+        self._passed += before - self._left(job)
+        if self.batch and self._passed and (now := self._clock()) >= self._since + _LOOK:
+            speed = self._passed / (now - self._since)
+            if self._full or speed > self.speed:  # who has too little to do is not as fast as it could be
+                self.went(speed)
+            self._since, self._passed, self._full = now, 0.0, self._is_full
+
+    def _left(self, job: Admitted) -> float:
+        return self._cost(job.left) if job.left else 0.0
+
+    @property
+    def _is_full(self) -> bool:
+        return sum(map(self._left, self._jobs)) > self.batch
+
+    def _before(self, rank: int, own: float) -> float:
+        """What is done before such a one: of those whose turns alternate with its own, no more than of itself."""
+        if not self.batch:
+            waits = len(self._jobs) >= self._abreast
+            return sum(map(self._left, self._jobs)) / self._abreast if waits else 0.0
+        left = [(job.rank, self._left(job)) for job in self._jobs]
+        at_work = min(self.batch, sum(cost for _, cost in left))
+        return at_work + sum(cost if other < rank else min(cost, own) for other, cost in left if other <= rank)

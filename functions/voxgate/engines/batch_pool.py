@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import math
@@ -31,7 +32,7 @@ class BatchPool:
     def __init__(self, *, options: dict[str, Any], queue: int) -> None:
         self._arguments = ("whisper", json.dumps(options))
         self._channel: Channel | None = None
-        self.admission = Admission(most=queue, cost=_windows, margin=_MARGIN)
+        self.admission = Admission(most=queue, cost=_windows, margin=_MARGIN, batch=1.0)
         self._keeping: asyncio.Task[None] | None = None
         self._failed = False
         self.live = LivePool(self._shared, most=1, shared=True)
@@ -73,9 +74,12 @@ class BatchPool:
                 message = await messages.get()
                 if "segment" in message:
                     segments.append(segment_of(message["segment"]))
-                    admitted.left = max(job.seconds - segments[-1].end, 0.0)
+                    self.admission.hear(admitted, segments[-1].end)
                     if heard is not None:
                         await heard(segments[-1])
+                    continue
+                if "passed" in message:
+                    self.admission.hear(admitted, message["passed"])
                     continue
                 done = True
                 if "done" in message:
@@ -84,7 +88,8 @@ class BatchPool:
         finally:
             del channel.takers[number]
             if not done and channel.alive:
-                channel.worker.post({"cancel": number})
+                with contextlib.suppress(OSError, RuntimeError):
+                    channel.worker.post({"cancel": number})
 
     async def close(self) -> None:
         if self._keeping is not None:
@@ -105,9 +110,7 @@ class BatchPool:
         error = task.exception()
         self._failed = error is not None
         if error is None:
-            self.admission.speed = 0.0
-            self.admission.went(task.result().speed)
-            self.admission.batch = task.result().batch
+            self.admission.restarted(task.result().speed, task.result().batch)
         else:
             logger.error("the recognizer does not start: %s", error)
 
@@ -124,13 +127,8 @@ class BatchPool:
                 pause = min(pause * 2 + 1, _LONGEST_PAUSE)
 
     def _report(self, message: dict[str, Any]) -> None:
-        stats = message.get("stats")
-        if stats is None:
-            return
-        self.stats.add(stats)
-        if stats["decoding"] > 0:
-            busy = max(stats["decoding"], _SECONDS if stats["backlog"] else 0.0)
-            self.admission.went(stats["rows"] / busy)
+        if "stats" in message:
+            self.stats.add(message["stats"])
 
 
 def _windows(seconds: float) -> int:

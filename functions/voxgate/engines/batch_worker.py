@@ -23,7 +23,7 @@ from voxgate.audio import UnusableAudio
 from voxgate.engines import Job
 from voxgate.engines.batching import Batcher, Cancelled, Late, Priority, Request
 from voxgate.engines.models import Models
-from voxgate.engines.whisper import Guards, Task, WhisperEngine, weight
+from voxgate.engines.whisper import Guards, Heard, Task, WhisperEngine, weight
 from voxgate.engines.whisper_live import WhisperListening
 from voxgate.engines.windows import Samples, Window
 from voxgate.model import Segment
@@ -77,7 +77,7 @@ class BatchWorker:
         size, self._speed = first.warm_up(most=options.batch_size or 64)
         self._batcher = Batcher(self._decode, size=options.batch_size or size, threads=options.threads)
         self._first = first
-        self._requests: dict[int, Request[Task]] = {}
+        self._requests: dict[int, tuple[Request[Task], Heard]] = {}
         self._sessions: dict[int, _Session] = {}
         self._closed = threading.Event()
         self._reporting = threading.Thread(target=self._report, daemon=True)
@@ -92,8 +92,8 @@ class BatchWorker:
     def take(self, message: dict[str, Any]) -> None:
         match message:
             case {"cancel": number}:
-                if request := self._requests.get(number):
-                    self._batcher.cancel(request)
+                if found := self._requests.get(number):
+                    self._batcher.cancel(found[0])
             case {"live": number}:
                 self._live(number, message)
             case {"job": number}:
@@ -137,7 +137,7 @@ class BatchWorker:
             priority=Priority[message["priority"].upper()],
             deadline=time.monotonic() + message["seconds"],
         )
-        self._requests[number] = request
+        self._requests[number] = request, heard
         self._batcher.submit(request)
 
     def _live(self, number: int, message: dict[str, Any]) -> None:
@@ -186,7 +186,10 @@ class BatchWorker:
     def _report(self) -> None:
         while not self._closed.wait(_STATS_SECONDS):
             stats = dataclasses.asdict(self._batcher.stats())
-            self._send({"stats": stats | {"loaded": dict(self._models.loaded), "backlog": self._batcher.backlog}})
+            self._send({"stats": stats | {"loaded": dict(self._models.loaded)}})
+            for number, (request, heard) in tuple(self._requests.items()):
+                if request.told == request.made and heard.passed:  # silence
+                    self._send({"job": number, "passed": heard.passed})
 
 
 class _Session:

@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_AHEAD = 4  # rows of a request that are prepared and wait, at least
+_AHEAD = 2  # batches that are prepared and wait, for all requests together
+_LEAST = 4  # rows, for each of them
 _NEVER = float("inf")
 _DECAY = 0.3
 
@@ -122,7 +123,7 @@ class Batcher(Generic[T]):
         self._now = dict.fromkeys(Priority, 0.0)  # virtual time
         self._closed = False
         self._stats = Stats()
-        self._ahead = max(_AHEAD, size)
+        self._ahead = _AHEAD * size
         self.usual = 0.0  # seconds that a batch takes, a decayed mean
         self._threads = [threading.Thread(target=self._prepare_all, daemon=True) for _ in range(threads)]
         self._threads.append(threading.Thread(target=self._decode_all, name="decode", daemon=True))
@@ -152,12 +153,6 @@ class Batcher(Generic[T]):
         for thread in self._threads:
             thread.join()
 
-    @property
-    def backlog(self) -> bool:
-        """Whether somebody waits."""
-        with self._changed:
-            return any(request.ready for request in self._requests)
-
     def stats(self) -> Stats:
         with self._changed:
             stats, self._stats = self._stats, Stats()
@@ -167,7 +162,8 @@ class Batcher(Generic[T]):
 
     def _prepare(self, request: Request[T]) -> None:
         """With the lock."""
-        if not (request.preparing or request.exhausted or request.over or len(request.ready) >= self._ahead):
+        enough = len(request.ready) >= _LEAST and sum(len(each.ready) for each in self._requests) >= self._ahead
+        if not (request.preparing or request.exhausted or request.over or enough):
             request.preparing = True
             self._to_prepare.append(request)
             self._changed.notify_all()

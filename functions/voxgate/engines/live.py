@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -119,7 +120,8 @@ class LiveSession:
         """What the process is at is given up with its next step."""
         if self._process.takers.pop(self._number, None) is not None:
             if self._process.alive and not self._over:
-                self._process.worker.post({"live": self._number, "drop": True})
+                with contextlib.suppress(OSError, RuntimeError):
+                    self._process.worker.post({"live": self._number, "drop": True})
             self._pool.left(self._process)
 
     def _take(self, message: dict[str, Any]) -> None:

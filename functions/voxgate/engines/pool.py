@@ -33,7 +33,7 @@ class EnginePool:
         self.live = LivePool(lambda: Channel(arguments), most=live)
         self._arguments = tuple(arguments)
         self._size = workers
-        self.admission = Admission(most=workers + queue, cost=_cost, abreast=workers, margin=_MARGIN, in_turn=True)
+        self.admission = Admission(most=workers + queue, cost=_cost, abreast=workers, margin=_MARGIN)
         self._idle: asyncio.Queue[Worker] = asyncio.Queue()
         self._workers: set[Worker] = set()
         self._starting: asyncio.Task[EngineInfo] | None = None
@@ -67,7 +67,7 @@ class EnginePool:
         with self.admission.admit(job) as admitted:
 
             async def told(segment: Segment) -> None:
-                admitted.left = max(job.seconds - segment.end, 0.0)
+                self.admission.hear(admitted, segment.end)
                 if heard is not None:
                     await heard(segment)
 

@@ -132,11 +132,12 @@ class Worker:
         try:
             self.post(message)
             await self._process.stdin.drain()
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # the latter is uvloop's, for a pipe that is closed
             await self.kill()
             raise ProviderError(FailureClass.TRANSIENT, "The recognizer's process ended.") from error
 
     def post(self, message: Mapping[str, Any]) -> None:
+        """Raises `OSError` or `RuntimeError` where the process has ended."""
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
 

@@ -34,6 +34,7 @@ _THEIRS = {"jv": "jw", "nb": "no"}
 # The method is Whisper's own: sample hotter while the text repeats itself or is improbable.
 _TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 _BEST_OF = 5
+_COLDEST = 0.001
 _LEAST_REST = 100  # frames (of 10 ms) that are worth another look, where the text ends before the window does
 _BEFORE, _AFTER = "\"'“¿([{-", "\"'.。,，!！?？:：”)]}、"  # what belongs to the word after, and before
 _UNLOAD_TRIES, _UNLOAD_WAIT = 100, 0.01
@@ -61,7 +62,7 @@ class Guards:
 
 
 @dataclass(slots=True)
-class _Heard:
+class Heard:
     """One request's options, and its language once that is known."""
 
     model: str
@@ -69,6 +70,7 @@ class _Heard:
     prompt: tuple[int, ...]
     temperatures: tuple[float, ...]
     language: str | None  # Whisper's code
+    passed: float = 0.0  # seconds that are in windows or in silence
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class _Try:
 class Task:
     """A window, or the rest of one from the frame `seek` on; `tries` are the texts that were not good enough."""
 
-    heard: _Heard
+    heard: Heard
     window: Window
     features: NDArray[np.float32]
     seek: int = 0
@@ -170,21 +172,26 @@ class WhisperEngine:
 
     # What a request becomes.
 
-    def heard(self, job: Job, *, tries: int | None = None) -> _Heard:
+    def heard(self, job: Job, *, tries: int | None = None) -> Heard:
         language = _THEIRS.get(job.language or "", job.language)
         if not self._multilingual:
             language = "en"
-        temperatures = (job.temperature,) if job.temperature else _TEMPERATURES
-        return _Heard(self.name, job, self._prompt(job), temperatures[:tries], language)
+        # What is nearly none is none: the scores, divided by it, would be no numbers.
+        temperature = job.temperature or 0.0
+        temperatures = (temperature,) if temperature >= _COLDEST else _TEMPERATURES
+        return Heard(self.name, job, self._prompt(job), temperatures[:tries], language)
 
-    def rows(self, heard: _Heard) -> Generator[Row[Task] | None]:
+    def rows(self, heard: Heard) -> Generator[Row[Task] | None]:
         """Raises `UnusableAudio`."""
         job = heard.job
         for window in windows(decode(job.path, job.container, max_seconds=job.max_seconds), self.speech):
-            yield None if window is None else self.row(heard, window)
+            if isinstance(window, float):
+                heard.passed = window
+            yield None if isinstance(window, float) else self.row(heard, window)
 
-    def row(self, heard: _Heard, window: Window) -> Row[Task]:
+    def row(self, heard: Heard, window: Window) -> Row[Task]:
         features = self._model.feature_extractor(window.samples)[..., :-1]
+        window = dataclasses.replace(window, samples=window.samples[:0].copy())  # which nobody needs any more
         return self._row(Task(heard, window, features), audio=window.seconds)
 
     def _row(self, task: Task, *, audio: float = 0.0) -> Row[Task]:

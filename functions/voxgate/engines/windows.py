@@ -28,8 +28,12 @@ class Window:
     pieces: tuple[tuple[int, int], ...]
 
     @property
+    def size(self) -> int:
+        return sum(count for _, count in self.pieces)
+
+    @property
     def seconds(self) -> float:
-        return len(self.samples) / RATE
+        return self.size / RATE
 
     @property
     def start(self) -> float:
@@ -38,7 +42,7 @@ class Window:
     def at(self, seconds: float, *, end: bool = False) -> float:
         """When in the recording that was. Near where two pieces meet, an `end` is the end of the first, and a start
         that of the second: a pause may lie between them."""
-        sample = min(max(round(seconds * RATE), 0), len(self.samples))
+        sample = min(max(round(seconds * RATE), 0), self.size)
         for first, count in self.pieces[:-1]:
             near = min(_SNAP, count // 2)
             if sample < count + near if end else sample < count - near:
@@ -48,9 +52,9 @@ class Window:
         return (first + min(max(sample, 0), count)) / RATE
 
 
-def windows(pcm: Iterable[bytes], speech: Callable[[Samples], Spans]) -> Iterator[Window | None]:
-    """Of mono 16 kHz signed 16-bit little-endian samples; None where there is none yet. `speech` finds where there
-    is any: in order, none longer than a window."""
+def windows(pcm: Iterable[bytes], speech: Callable[[Samples], Spans]) -> Iterator[Window | float]:
+    """Of mono 16 kHz signed 16-bit little-endian samples; now and then how many seconds are in windows or
+    in silence, and not to come. `speech` finds where there is any: in order, none longer than a window."""
     packed = _Packed()
     parts: list[Samples] = []
     size, offset, block = 0, 0, _FIRST
@@ -66,8 +70,8 @@ def windows(pcm: Iterable[bytes], speech: Callable[[Samples], Spans]) -> Iterato
             else:
                 cut = max(spans[-1][1] if spans else 0, size - _WEAK)
             yield from packed.add(samples, spans, offset)
-            yield None
             parts, size, offset = [samples[cut:]], size - cut, offset + cut
+            yield (offset - packed.size) / RATE
     if size:
         samples = np.concatenate(parts)
         yield from packed.add(samples, speech(samples), offset)
@@ -85,17 +89,17 @@ class _Packed:
     def __init__(self) -> None:
         self._samples: list[Samples] = []
         self._pieces: list[tuple[int, int]] = []
-        self._size = 0
+        self.size = 0
 
     def add(self, samples: Samples, spans: Spans, offset: int) -> Iterator[Window]:
         for start, end in spans:
-            if self._size + end - start > LONGEST:
+            if self.size + end - start > LONGEST:
                 yield from self.rest()
             self._samples.append(samples[start:end].copy())  # and not a view, which would keep the block
             self._pieces.append((offset + start, end - start))
-            self._size += end - start
+            self.size += end - start
 
     def rest(self) -> Iterator[Window]:
         if self._pieces:
             yield Window(np.concatenate(self._samples), tuple(self._pieces))
-            self._samples, self._pieces, self._size = [], [], 0
+            self._samples, self._pieces, self.size = [], [], 0
