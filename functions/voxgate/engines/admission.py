@@ -12,8 +12,10 @@ from voxgate.errors import Overloaded
 from voxgate.model import Priority
 
 _RANKS = {priority: rank for rank, priority in enumerate(Priority)}
-_DECAY = 0.3
-_LOOK = 1.0  # seconds, the shortest time in which a speed is measured
+_DECAY = 0.5
+_FULL = 0.5  # of a batch: who has less to do is not as fast as it could be
+# Seconds, the shortest time in which a speed is measured; what comes to nothing may only come between two batches.
+_LOOK, _LOOK_IN_VAIN = 1.0, 5.0
 # Seconds after which a speed is not believed any more where nobody is ahead: who was slow once, and refuses everybody,
 # would never learn that it is not any more.
 _GOOD_FOR = 600.0
@@ -99,6 +101,7 @@ class Admission:
             yield admitted
             self.hear(admitted, admitted.seconds)
         finally:
+            self._look(_LOOK_IN_VAIN)  # where nothing is done in time, that tells how slow it is
             self._jobs.remove(admitted)
             self._full = self._full and self._is_full
 
@@ -107,9 +110,12 @@ class Admission:
         before = self._left(job)
         job.left = min(max(job.seconds - until, 0.0), job.left)
         self._passed += before - self._left(job)
-        if self.batch and self._passed and (now := self._clock()) >= self._since + _LOOK:
+        self._look()
+
+    def _look(self, after: float = _LOOK) -> None:
+        if self.batch and (now := self._clock()) >= self._since + after:
             speed = self._passed / (now - self._since)
-            if self._full or speed > self.speed:  # who has too little to do is not as fast as it could be
+            if self._full or speed > self.speed:
                 self.went(speed)
             self._since, self._passed, self._full = now, 0.0, self._is_full
 
@@ -118,7 +124,7 @@ class Admission:
 
     @property
     def _is_full(self) -> bool:
-        return sum(map(self._left, self._jobs)) > self.batch
+        return sum(map(self._left, self._jobs)) >= _FULL * self.batch
 
     def _before(self, rank: int, own: float) -> float:
         """What is done before such a one: of those whose turns alternate with its own, no more than of itself."""

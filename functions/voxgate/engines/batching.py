@@ -69,12 +69,13 @@ class _Outcome:
 @dataclass(slots=True)
 class Request(Generic[T]):
     """`rows` are made one after the other, in a thread; None is one that is not ready yet. `tell` gets what comes out
-    of each, in their order, and `finish` is called once: with None, or with what ended it. `deadline` is on
-    `time.monotonic`'s clock."""
+    of each, in their order, and `finish` is called once: with None, or with what ended it. `seconds` is what all rows
+    cost together, as far as that is known, and `deadline` is on `time.monotonic`'s clock."""
 
     rows: Generator[Row[T] | None]
     tell: Callable[[Any], None]
     finish: Callable[[BaseException | None], None]
+    seconds: float = 0.0
     priority: Priority = Priority.INTERACTIVE
     deadline: float = _NEVER
     ready: deque[tuple[int, Row[T]]] = field(default_factory=deque)
@@ -84,7 +85,7 @@ class Request(Generic[T]):
     preparing: bool = False
     exhausted: bool = False
     over: bool = False
-    turn: float = 0.0  # virtual time: the seconds that it has had, from where the others were when it came
+    turn: float = 0.0  # virtual time, in which all would be done if they shared alike
 
 
 _Taken = tuple[Request[T], int, Row[T]]
@@ -134,7 +135,7 @@ class Batcher(Generic[T]):
         with self._changed:
             closed = self._closed
             if not closed:
-                request.turn = self._now[request.priority]
+                request.turn = self._now[request.priority] + request.seconds
                 self._requests.append(request)
                 self._prepare(request)
         if closed:
@@ -197,8 +198,6 @@ class Batcher(Generic[T]):
                 request.rows.close()
             elif row is not None:
                 row.since = time.monotonic()
-                if not request.ready:  # who had nothing to decode has not waited
-                    request.turn = max(request.turn, self._now[request.priority])
                 request.ready.append((request.made, row))
                 request.made += 1
                 self._changed.notify_all()
@@ -239,7 +238,8 @@ class Batcher(Generic[T]):
         return batch
 
     def _take(self, batch: list[_Taken[T]]) -> list[_Taken[T]]:
-        """Who cannot be done before its deadline gives way to those who can."""
+        """Of whoever would be done first if all shared alike, and so nobody is done later than that. Who cannot be
+        done before its deadline gives way to those who can."""
         ends = time.monotonic() + self.usual
         while len(batch) < self.size:
             waiting = [r for r in self._requests if r.ready and (not batch or r.ready[0][1].kind == batch[0][2].kind)]
@@ -247,8 +247,8 @@ class Batcher(Generic[T]):
                 break
             request = min(waiting, key=lambda request: (request.deadline < ends, *_turn(request)))
             index, row = request.ready.popleft()
-            self._now[request.priority] = max(self._now[request.priority], request.turn)
-            request.turn += row.seconds
+            sharing = sum(each.priority is request.priority for each in self._requests)
+            self._now[request.priority] += row.seconds / sharing
             batch.append((request, index, row))
             self._prepare(request)
         return batch
