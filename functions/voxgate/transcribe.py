@@ -156,7 +156,8 @@ class Transcriber:
             hashed = tab.replayable or keep is not None
             container, duration, digest = await self._measure(dialect, upload, hashed=hashed)
         account_id = tab.caller.account_id
-        deployments = await self.choose(models, Asked(request, duration, upload.size))
+        left = incoming.begun + deadline(incoming.headers) - time.monotonic()
+        deployments = await self.choose(models, Asked(request, duration, upload.size), seconds=left)
         entry = None if keep is None else entry_id(request, digest)
         served = await self._hit(account_id, entry, deployments)
         hit = entry if served else None
@@ -346,28 +347,33 @@ class Transcriber:
             models.append(model)
         return models
 
-    async def choose(self, models: list[Model], asked: Asked) -> tuple[Deployment, ...]:
+    async def choose(self, models: list[Model], asked: Asked, *, seconds: float = math.inf) -> tuple[Deployment, ...]:
         """The asked model's deployments, then its fallbacks': these may be unable to, the first may not."""
         await self.fallback.learn()
         chosen: list[Deployment] = []
         refusal: VoxgateError | None = None
         for model in models:
             try:
-                chosen += choose(model, asked, await self._capabilities(model), self.health)
+                chosen += choose(model, asked, await self._capabilities(model, seconds), self.health)
             except (ModelNotFound, InvalidInput) as error:
                 refusal = refusal or error
         if not chosen and refusal is not None:
             raise refusal
         return tuple(dict.fromkeys(chosen))
 
-    async def _capabilities(self, model: Model) -> dict[str, Capabilities]:
-        """Of the providers whose engine says itself what it can. One that does not start can nothing."""
+    async def _capabilities(self, model: Model, seconds: float) -> dict[str, Capabilities]:
+        """Of the deployments whose engine says itself what it can. One that does not start in time can nothing."""
         known: dict[str, Capabilities] = {}
-        for name in {d.provider.name for d in model.deployments if d.features is None}:
+        for each in [deployment for deployment in model.deployments if deployment.features is None]:
+            provider = self.providers[each.provider.name]
             try:
-                known[name] = await self.providers[name].capabilities() or Capabilities()
-            except (ProviderError, OSError, TimeoutError) as error:
-                logger.warning("the provider %s does not start: %s", name, error)
+                async with asyncio.timeout(min(seconds, self.request_timeout)):
+                    known[each.id] = await provider.capabilities(each.upstream_model) or Capabilities()
+            except TimeoutError as error:
+                if len(model.deployments) == 1:
+                    raise Overloaded(f"The recognizer of '{model.id}' is starting.", retry_after=2) from error
+            except (ProviderError, OSError) as error:
+                logger.warning("the provider %s does not start: %s", each.provider.name, error)
                 if len(model.deployments) == 1:
                     raise ProviderUnavailable(f"The recognizer of '{model.id}' does not start.") from error
         return known

@@ -147,7 +147,10 @@ def _source(there: Path) -> Path:
 
 
 def _name(model: str) -> str:
-    return model.rstrip("/").rsplit("/", 1)[-1]
+    name = model.rstrip("/").rsplit("/", 1)[-1]
+    if name in ("", ".", ".."):
+        raise NoWeights(f"'{model}' has no name.")
+    return name
 
 
 def _listed() -> str:

@@ -260,9 +260,15 @@ def _alive(pid: int) -> bool:
 def whisper_models(settings: Settings) -> dict[str, str]:
     """What they are called, and where they are; the first is the one that is asked for by any other name."""
     named: dict[str, str] = {}
-    for each in filter(None, settings.whisper_model.split(",")):
+    for each in filter(str.strip, settings.whisper_model.split(",")):
         name, equals, where = (part.strip() for part in each.partition("="))
-        named[name if equals else name.rstrip("/").rsplit("/", 1)[-1]] = where or name
+        where = where if equals else name
+        name = name if equals else name.rstrip("/").rsplit("/", 1)[-1]
+        if not name or not where or name in named:
+            raise InvalidSettings(f"VOXGATE_WHISPER_MODEL has a model without a name, or two of one name: '{each}'.")
+        named[name] = where
+    if settings.whisper_model and not named:
+        raise InvalidSettings("VOXGATE_WHISPER_MODEL has no model.")
     return named
 
 

@@ -19,6 +19,8 @@ import psutil
 import pytest
 
 from conftest import DATA, Server, start_server, stop_server
+from fakes.live import Live
+from voxgate.audio.decode import decode
 
 SPEECH = DATA / "b-slt.mp3"
 
@@ -146,6 +148,21 @@ def test_an_engine_that_dies_is_replaced_and_its_request_answered(small: Server,
     assert response.status_code == 200
     assert response.headers["x-voxgate-attempts"] == "2"
     assert small.transcribe(SPEECH).status_code == 200
+
+
+def test_an_engine_that_dies_while_somebody_speaks_is_replaced_and_hears_it_again(small: Server) -> None:
+    speech = b"".join(decode(str(DATA / "long-slt.flac"), "flac", max_seconds=60))
+    before = {engine.pid for engine in engines(small)}
+    with Live(small.url, None, headers=small.auth) as live:
+        for number, at in enumerate(range(0, len(speech), 3200)):
+            live.send(speech[at : at + 3200])
+            time.sleep(0.02)  # and goes on while there is no engine
+            if number == 20:
+                for engine in engines(small):
+                    if engine.pid not in before:
+                        engine.kill()
+        done = live.close()
+    assert done["text"].split()[:3] == small.transcribe(DATA / "long-slt.flac").json()["text"].split()[:3]
 
 
 def test_an_engine_that_dies_idle_costs_no_request(small: Server) -> None:

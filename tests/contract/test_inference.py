@@ -318,6 +318,18 @@ def test_models_are_listed_in_their_order_and_asked_for_by_name(two: Server) -> 
     assert (unknown.status_code, envelope(unknown)["param"]) == (404, "model")
 
 
+@pytest.mark.parametrize("order", [("many", "english"), ("english", "many")])
+def test_each_model_is_asked_for_what_it_can_itself(order: tuple[str, str], tiny_model: Path, tmp_path: Path) -> None:
+    where = {"many": tiny_model, "english": whisper_model.build(tmp_path / "en", multilingual=False)}
+    models = {"VOXGATE_WHISPER_MODEL": ",".join(f"{name}={where[name]}" for name in order)}
+    with inference_service(tmp_path / "service", **whisper_model.service(tiny_model) | models) as server:
+        assert server.transcribe(SPEECH, model="many", language="fr").status_code == 200
+        assert server.transcribe(SPEECH, "/v1/audio/translations", model="many").status_code == 200
+        refused = server.transcribe(SPEECH, model="english", language="fr")
+        assert (refused.status_code, envelope(refused)["param"]) == (400, "language")
+        assert server.transcribe(SPEECH, "/v1/audio/translations", model="english").status_code == 400
+
+
 def test_each_model_hears_in_its_own_way_though_there_is_memory_for_one(two: Server) -> None:
     def said(model: str) -> list[int]:
         answer = two.transcribe(SPEECH, model=model, language="en", **VERBOSE | {"temperature": "0"})

@@ -17,10 +17,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +314,33 @@ def post(url: str, key: str | None = None, **form: Any) -> httpx.Response:
         return httpx.post(f"{url}/v1/audio/transcriptions", headers=headers, data=form, files=files, timeout=120)
 
 
+class _Bucket(BaseHTTPRequestHandler):
+    """As much of S3 as it takes to fetch what is staged."""
+
+    def do_GET(self) -> None:
+        content = SPEECH.read_bytes() if self.path == "/voxgate/staging/acct/req" else b""
+        self.send_response(200 if content else 404)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def bucket() -> Iterator[dict[str, str]]:
+    """The environment of a container that has one, as the template gives it, and its role's credentials."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Bucket) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        credentials = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "eu-central-1"}
+        yield credentials | {
+            "VOXGATE_STAGING_BUCKET": "voxgate",
+            "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{server.server_port}",
+        }
+        server.shutdown()
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
     """Half a gigabyte that pytest would keep for three runs."""
@@ -365,12 +394,15 @@ def test_the_inference_image_hears_with_the_weights_it_was_built_with(place: Pat
     )
     before = files_of(build.run())
     assert build.environment["VOXGATE_WHISPER_MODEL"] == "tiny-random"
-    with started(build, VOXGATE_WHISPER_DEVICE="cpu") as container:
+    with bucket() as address, started(build, VOXGATE_WHISPER_DEVICE="cpu", **address) as container:
         assert wait_for(f"{container.url}/health/live", container).json()["status"] == "ok"
         wait_for(f"{container.url}/health/ready", container)
         assert container.healthy() == 0
         response = post(container.url, model="tiny-random", language="en")
         assert response.status_code == 200, response.text
+        form = {"model": "tiny-random", "language": "en", "s3": "s3://voxgate/staging/acct/req"}
+        staged = httpx.post(f"{container.url}/v1/audio/transcriptions", files={n: (None, v) for n, v in form.items()})
+        assert (staged.status_code, staged.json()["usage"]) == (200, response.json()["usage"]), staged.text
         assert "tiny-random" in [model["id"] for model in httpx.get(f"{container.url}/v1/models").json()["data"]]
         assert stopped(container) == 0, container.log.read_text(encoding="utf-8")
     assert files_of(build.run()) == before, "the root may be read-only"

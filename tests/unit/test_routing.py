@@ -50,6 +50,11 @@ ANYTHING = Capabilities(features=frozenset(Feature))
 ALL = {"a": ANYTHING, "b": ANYTHING, "c": ANYTHING}
 
 
+def said(model: Model, capabilities: Mapping[str, Capabilities]) -> dict[str, Capabilities]:
+    """By deployment, what those providers' engines can."""
+    return {d.id: capabilities[d.provider.name] for d in model.deployments if d.provider.name in capabilities}
+
+
 def broken(health: Health, deployment: Deployment) -> None:
     """Let its breaker open."""
     for _ in range(5):
@@ -74,7 +79,7 @@ def chosen(
 ) -> str:
     request = request or TranscriptionRequest(model="m")
     request = replace(request, routing=routing or request.routing)
-    found = choose(model, Asked(request, duration, size), capabilities, health or Health())
+    found = choose(model, Asked(request, duration, size), said(model, capabilities), health or Health())
     return "".join(d.provider.name for d in found)
 
 
@@ -132,7 +137,8 @@ def test_filters_that_nobody_passes_are_a_404_that_says_which_excluded_whom(rout
 def test_a_named_provider_is_not_fallen_back_from() -> None:
     other = replace(B, upstream_model="other")
     model = Model(id="m", deployments=(A, B, other, C))
-    found = choose(model, Asked(TranscriptionRequest(model="m", routing=Routing(provider="b")), 1.0, 1), ALL, Health())
+    asked = Asked(TranscriptionRequest(model="m", routing=Routing(provider="b")), 1.0, 1)
+    found = choose(model, asked, said(model, ALL), Health())
     assert found == (B,)
 
 
@@ -445,7 +451,8 @@ def by_catalogue(
     catalog: str, model: str, request: TranscriptionRequest | None = None, *, duration: float = 10.0, size: int = 1000
 ) -> list[str]:
     request = request or TranscriptionRequest(model=model)
-    found = choose(load(catalog, KEYS).find(model), Asked(request, duration, size), SELF, Health())
+    known = load(catalog, KEYS).find(model)
+    found = choose(known, Asked(request, duration, size), said(known, SELF), Health())
     return [deployment.provider.name for deployment in found]
 
 

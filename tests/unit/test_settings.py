@@ -164,6 +164,12 @@ def test_the_engine_gets_what_was_set() -> None:
     )
 
 
+@pytest.mark.parametrize("value", [",", "a=/x,a=/y", "/x/tiny,/y/tiny/", "=/x", "a="])
+def test_models_without_a_name_or_two_of_one_name_are_refused(value: str) -> None:
+    with pytest.raises(InvalidSettings, match="VOXGATE_WHISPER_MODEL"):
+        wiring.whisper_models(Settings(whisper_model=value))
+
+
 def test_the_thresholds_are_the_engines_own_unless_they_are_set() -> None:
     settings = Settings()
     assert Guards() == Guards(

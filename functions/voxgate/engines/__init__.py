@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from voxgate.model import Capabilities, Heard, Segment
 
@@ -75,6 +75,11 @@ class Engine(Protocol):
     def transcribe(self, job: Job) -> Recognition: ...
 
     def listen(self, language: str | None, *, interim: bool) -> Listening: ...
+
+
+def told(can: Capabilities) -> dict[str, Any]:
+    """As a process says it."""
+    return {"languages": None if can.languages is None else sorted(can.languages), "features": sorted(can.features)}
 
 
 class Pool(Protocol):

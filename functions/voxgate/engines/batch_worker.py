@@ -21,7 +21,7 @@ from typing import Any
 
 from voxgate import languages, weights
 from voxgate.audio import UnusableAudio
-from voxgate.engines import Job
+from voxgate.engines import Job, told
 from voxgate.engines.batching import Batcher, Cancelled, Late, Priority, Request
 from voxgate.engines.models import Models
 from voxgate.engines.whisper import Guards, Heard, Task, WhisperEngine, weight
@@ -86,10 +86,8 @@ class BatchWorker:
         self._reporting.start()
 
     def hello(self) -> dict[str, Any]:
-        can = self._first.capabilities
-        spoken = None if can.languages is None else sorted(can.languages)
-        ready = {"ready": self._first.name, "languages": spoken, "features": sorted(can.features)}
-        return ready | {"sessions": _SESSIONS, "speed": self._speed, "batch": self._batcher.size}
+        ready = {name: told(engine.capabilities) for name, engine in self._engines.items()}
+        return {"ready": ready, "sessions": _SESSIONS, "speed": self._speed, "batch": self._batcher.size}
 
     def take(self, message: dict[str, Any]) -> None:
         match message:

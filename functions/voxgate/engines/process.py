@@ -23,14 +23,17 @@ _CANCEL_GRACE = 1.0  # seconds for a cancelled engine to stop by itself
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """`sessions` of live speech are understood at once by each process. One that batches decodes `batch` windows
-    at a time, and `speed` of them a second."""
+    """Each of its `models` can something of its own; the first is asked for by any other name. `sessions` of live
+    speech are understood at once by each process. One that batches decodes `batch` windows at a time, and `speed` of
+    them a second."""
 
-    name: str
-    capabilities: Capabilities
+    models: Mapping[str, Capabilities]
     sessions: int
     speed: float = 0.0
     batch: int = 1
+
+    def capabilities(self, model: str) -> Capabilities:
+        return self.models.get(model) or next(iter(self.models.values()))
 
 
 class Worker:
@@ -65,13 +68,8 @@ class Worker:
         hello = await self.message()
         if "failed" in hello:
             raise ProviderError(FailureClass.TRANSIENT, hello["failed"])
-        languages = hello["languages"]
         return EngineInfo(
-            str(hello["ready"]),
-            Capabilities(
-                languages=None if languages is None else frozenset(languages),
-                features=frozenset(Feature(feature) for feature in hello["features"]),
-            ),
+            {name: _capabilities(can) for name, can in hello["ready"].items()},
             hello["sessions"],
             hello.get("speed", 0.0),
             hello.get("batch", 1),
@@ -218,6 +216,14 @@ class Channel:
             for take in tuple(self.takers.values()):
                 take({"crash": error.message})
             self.ended.set()
+
+
+def _capabilities(can: dict[str, Any]) -> Capabilities:
+    languages = can["languages"]
+    return Capabilities(
+        languages=None if languages is None else frozenset(languages),
+        features=frozenset(Feature(feature) for feature in can["features"]),
+    )
 
 
 def failure_of(message: Mapping[str, Any]) -> ProviderError:

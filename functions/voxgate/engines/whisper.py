@@ -408,6 +408,8 @@ def _segments(
         return window.at(offset + seconds, end=end)
 
     before, last = at(0.0), at((rest or task.frames) / 100, end=True)
+    if task.heard.job.seconds:  # which some decoders' padding is beyond
+        before, last = min(before, task.heard.job.seconds), min(last, task.heard.job.seconds)
     for heard in split:
         start = min(max(at(heard["start"]), before), max(before, last))
         before = end = max(min(at(heard["end"], end=True), last), start)

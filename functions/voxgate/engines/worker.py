@@ -22,7 +22,7 @@ from queue import Queue
 from typing import Any
 
 from voxgate.audio import UnusableAudio
-from voxgate.engines import Engine, Job, Listening
+from voxgate.engines import Engine, Job, Listening, told
 
 _INBOX = 16  # messages, after which the host waits
 _STEP_SECONDS = 0.5  # after which there is a step though more messages wait
@@ -48,10 +48,7 @@ def main(arguments: list[str]) -> None:
         return
     os.nice(5)  # recognition takes every cycle it can get; the server must stay quick beside it
     engine = load(arguments)
-    capabilities = engine.capabilities
-    languages = None if capabilities.languages is None else sorted(capabilities.languages)
-    hello = {"ready": engine.name, "languages": languages, "features": sorted(capabilities.features)}
-    _send(out, hello | {"sessions": 1})
+    _send(out, {"ready": {engine.name: told(engine.capabilities)}, "sessions": 1})
     inbox: Queue[str] = Queue(_INBOX)
     threading.Thread(target=_read, args=(inbox,), daemon=True).start()
     live = _Live(engine, out)

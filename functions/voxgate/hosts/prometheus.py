@@ -20,7 +20,7 @@ _MEGABYTE = 1024 * 1024
 
 def prometheus(provider: EmbeddedProvider, pool: Pool) -> Handler:
     async def handle(request: Request) -> Response:
-        queued = round(provider.queued_seconds, 3)
+        queued = round(max(provider.queued_seconds, 0.0), 3)  # what was added may leave a rest
         told = [
             _metric("ready", "Whether requests are served.", {"": int(pool.ready)}),
             _metric("queue_audio_seconds", "Of audio that waits or is at work.", {"": queued}),

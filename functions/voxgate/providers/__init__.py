@@ -67,8 +67,8 @@ class Provider(Protocol):
     """`transcribe` and `listen` raise `ProviderError`, whose class says what the failure means, or `Overloaded`
     where its queue is full."""
 
-    async def capabilities(self) -> Capabilities | None:
-        """What it can do; None where the catalogue says."""
+    async def capabilities(self, model: str) -> Capabilities | None:
+        """What a model of its own can do; None where the catalogue says."""
 
     async def transcribe(self, call: Call) -> Transcript: ...
 

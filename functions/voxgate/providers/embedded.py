@@ -15,8 +15,8 @@ class EmbeddedProvider:
         self._max_audio_seconds = max_audio_seconds
         self.queued_seconds = 0.0  # of audio, waiting or at work
 
-    async def capabilities(self) -> Capabilities:
-        return (await self._pool.start()).capabilities
+    async def capabilities(self, model: str) -> Capabilities:
+        return (await self._pool.start()).capabilities(model)
 
     async def transcribe(self, call: Call) -> Transcript:
         request = call.request

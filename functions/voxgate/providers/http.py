@@ -112,7 +112,7 @@ class HttpProvider:
         # A cookie would go from one customer's answer to the next one's request.
         self._client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=()))
 
-    async def capabilities(self) -> Capabilities | None:
+    async def capabilities(self, model: str) -> Capabilities | None:
         return None  # the catalogue says
 
     async def transcribe(self, call: Call) -> Transcript:

@@ -29,7 +29,7 @@ def choose(
 ) -> tuple[Deployment, ...]:
     """The deployments that can serve the request, the first to be tried first.
 
-    `capabilities` are by provider, of those whose engine says them itself. Raises `ModelNotFound` where
+    `capabilities` are by deployment, of those whose engine says them itself. Raises `ModelNotFound` where
     the request's filters leave none, with what excluded which; `InvalidInput` where a single reason of
     language, feature or length excludes all.
     """
@@ -56,7 +56,7 @@ class _Reason:
 
 
 def _of(deployment: Deployment, capabilities: Mapping[str, Capabilities]) -> Capabilities:
-    own = capabilities.get(deployment.provider.name)
+    own = capabilities.get(deployment.id)
     if own is not None and deployment.features is None:
         return own
     return Capabilities(languages=deployment.languages, features=deployment.features or frozenset())
