@@ -161,7 +161,7 @@ class RateLimited(VoxgateError):
 
 
 class Overloaded(VoxgateError):
-    """The queue is full; `Retry-After` says when to come back."""
+    """The queue is full, or too long for the request's deadline; `Retry-After` says when to come back."""
 
     status = 503
     code = "overloaded"

@@ -54,12 +54,13 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """`wait` is the seconds after which another attempt may be made."""
+    """`wait` is the seconds after which another attempt may be made, and `message` what our own engine says to it."""
 
     deployment: Deployment
     failure: FailureClass
     status: int | None
     wait: float | None = None
+    message: str = ""
 
     def __str__(self) -> str:
         status = f" ({self.status})" if self.status else ""
@@ -219,7 +220,8 @@ class Fallback:
         try:
             yield attempt
         except Overloaded as error:
-            attempt.failure = _Failure(deployment, FailureClass.OVERLOADED, 503, float(error.retry_after))
+            overloaded = FailureClass.OVERLOADED
+            attempt.failure = _Failure(deployment, overloaded, 503, float(error.retry_after), error.message)
         except (ProviderError, TimeoutError) as error:
             if isinstance(error, TimeoutError):
                 error = ProviderError(FailureClass.TRANSIENT, "timed out")
@@ -274,6 +276,7 @@ def _unavailable(failures: list[_Failure]) -> VoxgateError:
     if len(waits) == len(failures) and failures:
         shortest = max(min(waits), 1.0)
         if all(failure.failure is FailureClass.OVERLOADED for failure in failures):
-            return Overloaded("The queue is full; try again.", retry_after=-int(-shortest // 1))
+            soonest = min(failures, key=lambda failure: failure.wait or 0.0)
+            return Overloaded(soonest.message, retry_after=-int(-shortest // 1))
         return RateLimited(f"Every provider for this model is at its limit ({each}).", wait=shortest)
     return ProviderUnavailable(f"Every provider for this model failed ({each or 'no time was left'}).")

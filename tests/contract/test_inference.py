@@ -401,6 +401,7 @@ def test_a_recording_that_is_too_long_for_its_deadline_is_refused_at_once(infere
     patience = windows / speed / 4
     begun = time.monotonic()
     refusal = ask(inference, wav(30.0 * windows, rate=4000), deadline=f"{patience:.3f}")
+    assert "needs" in envelope(refusal)["message"]
     assert time.monotonic() - begun < patience
     assert (refusal.status_code, envelope(refusal)["code"]) == (503, "overloaded")
     assert int(refusal.headers["retry-after"]) >= 1
