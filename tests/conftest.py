@@ -39,7 +39,7 @@ def untraced() -> Iterator[None]:
 
 @pytest.fixture(scope="module", name="untraced")
 def untraced_fixture() -> Iterator[None]:
-    """For tests of load, and for those that run little of the library."""
+    """For tests of load, for those that run little of the library, and for those that run what others do."""
     with untraced():
         yield
 

@@ -20,6 +20,8 @@ import pytest
 
 from conftest import DATA, NOT_AUDIO, RECORDINGS, Recording, Server, start_server, stop_server, word_errors
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 SOUNDS = [recording for recording in RECORDINGS if recording.duration]
 SPEECH = [recording for recording in SOUNDS if recording.text]
 WORDLESS = [recording for recording in SOUNDS if not recording.text]

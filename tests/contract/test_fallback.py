@@ -45,6 +45,8 @@ from voxgate.providers.secrets import StoredSecrets
 from voxgate.receive import Upload
 from voxgate.routing.health import Health
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 CREDIT = 1_000_000
 COSTS = {"a": 52, "b": 104, "c": 155}  # 31 tenths of a second at 1,000, 2,000 and 3,000 a minute, rounded up
 PRICES = {"a": "0.001", "b": "0.002", "c": "0.003"}

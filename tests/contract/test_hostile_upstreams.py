@@ -62,6 +62,8 @@ from voxgate.routing.health import Health
 from voxgate.settings import Settings
 from voxgate.wiring import build_gateway
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 TRANSLATIONS = "/v1/audio/translations"
 SPEECH = DATA / "b-slt.mp3"
 DURATION = 3.04

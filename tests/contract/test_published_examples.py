@@ -160,6 +160,8 @@ def test_stats_has_no_model_at_a_provider_that_does_not_serve_it(server: Server)
 VOIDAI_CLIENT = """
 from openai import OpenAI
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 client = OpenAI(
     api_key="sk-voidai-your_key_here",
     base_url="https://api.voidai.app/v1"

@@ -29,6 +29,8 @@ from fakes.live import Live
 from prometheus import scraped
 from voxgate.audio.decode import decode
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 SPEECH = DATA / "b-slt.mp3"
 TEXT = "the weather is nice today and we are going to the park"
 LONG = DATA / "long-slt.flac"  # three sentences

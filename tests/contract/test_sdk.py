@@ -16,6 +16,8 @@ import pytest
 
 from conftest import DATA, Server, word_errors
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 CLIENTS = Path(__file__).parent / "clients"
 AUDIO = DATA / "a-mp3-cbr.mp3"  # a second
 TEXT = "please send the letter"

@@ -37,6 +37,8 @@ from voxgate.accounts import (
 )
 from voxgate.errors import IdempotencyConflict, InsufficientQuota, RateLimited
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb.client import DynamoDBClient
 
