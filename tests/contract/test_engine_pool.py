@@ -150,21 +150,6 @@ def test_an_engine_that_dies_is_replaced_and_its_request_answered(small: Server,
     assert small.transcribe(SPEECH).status_code == 200
 
 
-def test_an_engine_that_dies_while_somebody_speaks_is_replaced_and_hears_it_again(small: Server) -> None:
-    speech = b"".join(decode(str(DATA / "long-slt.flac"), "flac", max_seconds=60))
-    before = {engine.pid for engine in engines(small)}
-    with Live(small.url, None, headers=small.auth) as live:
-        for number, at in enumerate(range(0, len(speech), 3200)):
-            live.send(speech[at : at + 3200])
-            time.sleep(0.02)  # and goes on while there is no engine
-            if number == 20:
-                for engine in engines(small):
-                    if engine.pid not in before:
-                        engine.kill()
-        done = live.close()
-    assert done["text"].split()[:3] == small.transcribe(DATA / "long-slt.flac").json()["text"].split()[:3]
-
-
 def test_an_engine_that_dies_idle_costs_no_request(small: Server) -> None:
     (engine,) = engines(small)
     engine.kill()
@@ -192,3 +177,23 @@ def test_engines_end_with_a_server_that_is_killed(tmp_path: Path, long_speech: b
     spools = list((tmp_path / "spool").iterdir())
     stop_server(again)
     assert len(spools) == 1, "the killed server's spool is swept by the next one"
+
+
+def test_an_engine_that_dies_while_somebody_speaks_is_replaced_and_hears_it_again(tmp_path: Path) -> None:
+    speech = b"".join(decode(str(DATA / "long-slt.flac"), "flac", max_seconds=60))
+    process, server = start_server(tmp_path, VOXGATE_ENGINE_WORKERS="1")
+    try:
+        expected = server.transcribe(DATA / "long-slt.flac").json()["text"].split()[:3]
+        before = {engine.pid for engine in engines(server)}
+        with Live(server.url, None, headers=server.auth) as live:
+            for number, at in enumerate(range(0, len(speech), 3200)):
+                live.send(speech[at : at + 3200])
+                time.sleep(0.02)  # and goes on while there is no engine
+                if number == 20:
+                    for engine in engines(server):
+                        if engine.pid not in before:
+                            engine.kill()
+            done = live.close()
+    finally:
+        stop_server(process)
+    assert done["text"].split()[:3] == expected

@@ -20,6 +20,8 @@ import pytest
 
 from conftest import DATA, Server
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 CLIENTS = Path(__file__).parent / "clients"
 TEXT = "the weather is nice today and we are going to the park"
 ENVELOPE = {"message", "type", "param", "code"}
@@ -159,8 +161,6 @@ def test_stats_has_no_model_at_a_provider_that_does_not_serve_it(server: Server)
 
 VOIDAI_CLIENT = """
 from openai import OpenAI
-
-pytestmark = pytest.mark.usefixtures("untraced")
 
 client = OpenAI(
     api_key="sk-voidai-your_key_here",

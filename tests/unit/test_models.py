@@ -186,11 +186,12 @@ def ask(worker: BatchWorker, number: int, model: str = "", **options: Any) -> No
     worker.take({"job": number, "do": asdict(Job(**(file | options)))} | given)
 
 
-def test_a_worker_says_what_its_first_model_can(make: Make) -> None:
+def test_a_worker_says_what_each_of_its_models_can(make: Make) -> None:
     worker, _ = make("many", "english")
     hello = worker.hello()
-    assert hello["ready"] == "many"
-    assert "de" in hello["languages"]
+    assert list(hello["ready"]) == ["many", "english"]
+    assert "de" in hello["ready"]["many"]["languages"]
+    assert hello["ready"]["english"]["languages"] == ["en"]
     assert (hello["batch"], hello["sessions"]) == (4, 64)
     assert hello["speed"] > 0
 
