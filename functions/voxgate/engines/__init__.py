@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from voxgate.engines.admission import Admission
     from voxgate.engines.live import LivePool
     from voxgate.engines.process import EngineInfo, Told
+
+WINDOW_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +78,11 @@ class Engine(Protocol):
     def transcribe(self, job: Job) -> Recognition: ...
 
     def listen(self, language: str | None, *, interim: bool) -> Listening: ...
+
+
+def window_count(seconds: float) -> int:
+    """How many of Whisper's so many seconds of audio take; a shorter one costs the same."""
+    return max(math.ceil(seconds / WINDOW_SECONDS), 1)
 
 
 def told(can: Capabilities) -> dict[str, Any]:

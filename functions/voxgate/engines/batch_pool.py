@@ -6,11 +6,10 @@ import asyncio
 import contextlib
 import json
 import logging
-import math
 from dataclasses import asdict
 from typing import Any
 
-from voxgate.engines import Job
+from voxgate.engines import Job, window_count
 from voxgate.engines.admission import Admission, Admitted
 from voxgate.engines.live import LivePool
 from voxgate.engines.process import Channel, EngineInfo, Told, failure_of, segment_of
@@ -19,9 +18,7 @@ from voxgate.model import Segment
 
 logger = logging.getLogger(__name__)
 
-_WINDOW = 30.0  # seconds; a shorter one costs the same
 _MARGIN = 1.1  # how much longer than expected it may take
-_SECONDS = 1.0  # between two reports of the process
 _LONGEST_PAUSE = 30.0
 
 
@@ -32,7 +29,7 @@ class BatchPool:
     def __init__(self, *, options: dict[str, Any], queue: int) -> None:
         self._arguments = ("whisper", json.dumps(options))
         self._channel: Channel | None = None
-        self.admission = Admission(most=queue, cost=_windows, margin=_MARGIN, batch=1.0)
+        self.admission = Admission(most=queue, cost=window_count, margin=_MARGIN, batch=1.0)
         self._keeping: asyncio.Task[None] | None = None
         self._failed = False
         self.live = LivePool(self._shared, most=1, shared=True)
@@ -129,10 +126,6 @@ class BatchPool:
     def _report(self, message: dict[str, Any]) -> None:
         if "stats" in message:
             self.stats.add(message["stats"])
-
-
-def _windows(seconds: float) -> int:
-    return max(math.ceil(seconds / _WINDOW), 1)
 
 
 class Totals:

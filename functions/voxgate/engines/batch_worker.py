@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import logging
-import math
 import queue
 import threading
 import time
@@ -21,7 +20,7 @@ from typing import Any
 
 from voxgate import languages, weights
 from voxgate.audio import UnusableAudio
-from voxgate.engines import Job, told
+from voxgate.engines import WINDOW_SECONDS, Job, told, window_count
 from voxgate.engines.batching import Batcher, Cancelled, Late, Priority, Request
 from voxgate.engines.models import Models
 from voxgate.engines.whisper import Guards, Heard, Task, WhisperEngine, weight
@@ -31,7 +30,6 @@ from voxgate.model import Segment
 
 logger = logging.getLogger(__name__)
 _SESSIONS = 64
-_WINDOW = 30.0  # seconds; a shorter one costs the same
 _STATS_SECONDS = 1.0
 Send = Callable[[dict[str, Any]], None]
 
@@ -134,7 +132,7 @@ class BatchWorker:
             engine.rows(heard),
             tell,
             finish,
-            seconds=max(math.ceil(job.seconds / _WINDOW), 1) * _WINDOW,
+            seconds=window_count(job.seconds) * WINDOW_SECONDS,
             priority=Priority[message["priority"].upper()],
             deadline=time.monotonic() + message["seconds"],
         )
