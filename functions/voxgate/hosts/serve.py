@@ -30,9 +30,9 @@ from voxgate.hosts.sockets import Sockets
 from voxgate.live import MOST_MESSAGE
 
 _LONGEST_HEAD = 64 * 1024
-# Who sends a body in more reads than so many, of fewer bytes than that at the mean, is read again after a while (of
-# seconds) and not at once: a byte costs as much time as a thousand, and it is the others'.
-_CRUMBS, _CRUMB, _NAP = 64, 4096, 0.005
+# Who sends a body in more reads than so many, of fewer bytes than that at the mean, is read again once so many should
+# have come, in so many seconds at most, and not at once: a byte costs as much time as all of them, and it is others'.
+_CRUMBS, _PIECE, _LEAST_NAP, _NAP = 64, 32 * 1024, 0.001, 0.03
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -43,6 +43,7 @@ class _Protocol(Impatient, HttpToolsProtocol):
     _in_head = True
     _head = 0  # bytes
     _reads = _read = 0  # of this message, and their bytes
+    _begun = 0.0
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
@@ -53,9 +54,11 @@ class _Protocol(Impatient, HttpToolsProtocol):
         if self._in_head and self._head > _LONGEST_HEAD:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "The request's headers are too long.")
         self._reads, self._read = self._reads + 1, self._read + len(data)
-        if self._reads > _CRUMBS and self._read < _CRUMB * self._reads and self._may_read():
-            self.transport.pause_reading()
-            self.loop.call_later(_NAP, self._read_on)
+        if self._reads > _CRUMBS and self._read < _PIECE * self._reads and self._may_read():
+            nap = min(_PIECE * (self.loop.time() - self._begun) / self._read, _NAP)
+            if nap >= _LEAST_NAP:
+                self.transport.pause_reading()
+                self.loop.call_later(nap, self._read_on)
 
     def _may_read(self) -> bool:
         mine = not self.transport.is_closing() and self.transport.get_protocol() is self
@@ -68,6 +71,7 @@ class _Protocol(Impatient, HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._in_head, self._head = True, 0
         self._reads = self._read = 0
+        self._begun = self.loop.time()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
