@@ -9,6 +9,7 @@ Needs nothing of Voxgate, so that an image's weights are a layer that no change 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import shutil
@@ -58,14 +59,19 @@ def fetch(model: str, directory: Path, *, revision: str = "", sha256: str = "") 
         where, revision, sha256 = pinned["repository"], pinned["revision"], pinned["sha256"]
     begun = time.monotonic()
     logger.info("fetching %s", model)
-    if where.startswith("s3://"):
-        part.mkdir(parents=True, exist_ok=True)
-        _from_s3(where, part)
-    elif where.count("/") == 1:
-        part.mkdir(parents=True, exist_ok=True)
-        _from_hub(where, part, revision)
-    else:
+    staged = where.startswith("s3://")
+    if not staged and where.count("/") != 1:
         raise NoWeights(f"'{model}' is no directory, no s3://bucket/prefix, no owner/name, and none of {_listed()}.")
+    part.mkdir(parents=True, exist_ok=True)
+    try:
+        if staged:
+            _from_s3(where, part)
+        else:
+            _from_hub(where, part, revision)
+    except NoWeights:
+        with contextlib.suppress(OSError):  # something came, and is there for the next time
+            part.rmdir()
+        raise
     _whole(part, model)
     if sha256:
         check(part, sha256)
@@ -93,7 +99,9 @@ def _from_hub(repository: str, into: Path, revision: str) -> None:
     try:
         snapshot_download(repository, revision=revision or None, allow_patterns=_FILES, local_dir=into)
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:
-        lacks = f"{repository} is no directory, and cannot be fetched from the hub: {type(error).__name__}."
+        away = isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled)
+        why = "it cannot be reached" if away else type(error).__name__
+        lacks = f"{repository} is no directory, and cannot be fetched from the hub: {why}."
         raise NoWeights(lacks) from error
 
 
