@@ -479,7 +479,9 @@ def test_a_killed_gateway_leaves_what_a_sweep_gives_back(place: Place, tmp_path:
 def test_a_killed_recognizer_is_an_error_and_what_it_heard_is_paid(tmp_path: Path) -> None:
     office = Office(tmp_path)
     with contextlib.ExitStack() as stack:
-        inference = stack.enter_context(killed_in_the_end(tmp_path / "inference", "inference"))
+        inference = stack.enter_context(
+            killed_in_the_end(tmp_path / "inference", "inference", VOXGATE_ENGINE_WORKERS="1")
+        )
         patience = {"VOXGATE_PROVIDER_CONNECT_TIMEOUT": "30"}  # an engine takes its time on a busy machine
         server = stack.enter_context(killed_in_the_end(tmp_path, VOXGATE_INFERENCE_URL=inference.url, **patience))
         customer = office.open(limits=ONE_AT_ONCE)
