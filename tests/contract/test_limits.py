@@ -94,7 +94,10 @@ def test_no_more_get_in_than_the_bucket_holds_and_what_comes_back(house: House) 
     served = 0
     with house.client("asgi", customer.headers) as client:
         while time.monotonic() - begun < 3.3 or served < RATE:
-            served += client.get("/v1/models").status_code == 200
+            if client.get("/v1/models").status_code == 200:
+                served += 1
+            else:
+                time.sleep(0.01)
     took = time.monotonic() - begun
     assert RATE <= served <= RATE + took * RATE / 60
 
