@@ -96,7 +96,7 @@ def test_twenty_kills_under_load_charge_each_answer_once_and_nothing_else(tmp_pa
             while office.money(customer.account)[1]:
                 assert time.monotonic() < deadline
             threads = load.start(server)
-            time.sleep(moments.uniform(0.05, 0.5))
+            time.sleep(moments.uniform(0.05, 0.3))
         for thread in threads:
             thread.join()
         held_when_killed += office.money(customer.account)[1] > 0
