@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
 import boto3
 from botocore.exceptions import ClientError, ReadTimeoutError
 from moto import mock_aws
+from moto.core.serialize import SERVICE_SPECIFIC_SERIALIZERS, JSONSerializer
 
 from voxgate.accounts import (
     NO_LIMITS,
@@ -192,6 +193,20 @@ def create_table(client: DynamoDBClient, table: str) -> None:
     )
     client.get_waiter("table_exists").wait(TableName=table)
     client.update_time_to_live(TableName=table, TimeToLiveSpecification={"Enabled": True, "AttributeName": "ttl"})
+
+
+class _Serializer(JSONSerializer):
+    """moto's, but that a value, which is kept as it is sent, is not looked through for each type that it may be of:
+    with many of them that takes longer than all the rest."""
+
+    def _serialize(self, serialized: Any, value: Any, shape: Any, key: str) -> None:
+        if shape.name == "AttributeValue":
+            serialized[key] = value
+        else:
+            super()._serialize(serialized, value, shape, key)
+
+
+SERVICE_SPECIFIC_SERIALIZERS["dynamodb"] = {"json": _Serializer}
 
 
 class DynamoBackend:
