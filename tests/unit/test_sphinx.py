@@ -10,6 +10,7 @@ import math
 import random
 from array import array
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -115,8 +116,9 @@ def speech(name: str) -> bytes:
     return b"".join(decode(str(DATA / name), name.rpartition(".")[2], max_seconds=60))
 
 
-SENTENCE, SENTENCES = speech("b-slt.mp3"), speech("long-slt.flac")
-TEXT = "the weather is nice today and we are going to the park"
+SHORT, SENTENCE, SENTENCES = speech("a-wav-s16.wav"), speech("b-slt.mp3"), speech("long-slt.flac")
+SHORT_TEXT, TEXT = "please send the letter", "the weather is nice today and we are going to the park"
+PAUSE = bytes(32_000)
 
 
 def hear(listening: Listening, pcm: bytes, size: int = 3200) -> list[Heard]:
@@ -135,29 +137,55 @@ def end(listening: Listening) -> list[Heard]:
     return heard
 
 
+@pytest.fixture(scope="module")
+def whole(engine: SphinxEngine) -> Callable[[bytes], list[Segment]]:
+    """What is heard of a recording, by its samples."""
+
+    @cache
+    def recognized(pcm: bytes) -> list[Segment]:
+        return [dataclasses.replace(each, text=each.text.strip()) for each in engine.recognize([pcm])]
+
+    return recognized
+
+
 def said(heard: list[Heard]) -> list[Segment]:
     return [each.segment for each in heard if each.final and each.segment.text]
 
 
-@pytest.mark.parametrize(("size", "interim"), [(640, True), (3198, False), (50_000, True), (10**6, False)])
-def test_what_is_heard_live_is_what_is_heard_of_the_recording(engine: SphinxEngine, size: int, interim: bool) -> None:
-    whole = [dataclasses.replace(each, text=each.text.strip()) for each in engine.recognize([SENTENCES])]
-    assert len(whole) == 3
+@pytest.mark.parametrize(
+    ("speech", "utterances", "size", "interim"),
+    [
+        (SENTENCES, 3, 640, True),
+        (SHORT + PAUSE + SHORT, 2, 3198, False),
+        (SHORT + PAUSE + SHORT, 2, 50_000, True),
+        (SENTENCES, 3, 10**6, False),
+    ],
+    ids=["640-True", "3198-False", "50000-True", "1000000-False"],
+)
+def test_what_is_heard_live_is_what_is_heard_of_the_recording(
+    engine: SphinxEngine,
+    whole: Callable[[bytes], list[Segment]],
+    speech: bytes,
+    utterances: int,
+    size: int,
+    interim: bool,
+) -> None:
+    assert len(whole(speech)) == utterances
     listening = engine.listen("en", interim=interim)
-    heard = hear(listening, SENTENCES, size) + end(listening)
-    assert said(heard) == whole
+    heard = hear(listening, speech, size) + end(listening)
+    assert said(heard) == whole(speech)
     assert interim or all(each.final for each in heard)
 
 
 def test_a_final_comes_when_its_pause_does_and_not_at_the_end(engine: SphinxEngine) -> None:
     listening = engine.listen(None, interim=False)
-    assert [each.text for each in said(hear(listening, SENTENCE + bytes(32_000)))] == [TEXT]
+    assert [each.text for each in said(hear(listening, SHORT + PAUSE))] == [SHORT_TEXT]
     assert said(end(listening)) == []
 
 
 def test_partials_are_of_the_utterance_that_goes_on_and_grow(engine: SphinxEngine) -> None:
     listening = engine.listen("en", interim=True)
-    heard = hear(listening, SENTENCES) + end(listening)
+    heard = hear(listening, (SHORT + PAUSE) * 3) + end(listening)
     shown: list[Segment] = []
     finals = 0
     for each in heard:
@@ -197,9 +225,9 @@ def test_finalize_in_silence_and_before_anything_gives_nothing(engine: SphinxEng
     assert list(listening.step()) == []
     heard = hear(listening, bytes(64_000))
     listening.finalize()
-    heard += [*listening.step(), *hear(listening, SENTENCE), *end(listening)]
+    heard += [*listening.step(), *hear(listening, SHORT), *end(listening)]
     (only,) = said(heard)
-    assert only.text == TEXT
+    assert only.text == SHORT_TEXT
     assert only.start >= 2.0
 
 
@@ -213,24 +241,25 @@ def test_where_nobody_speaks_there_is_no_text_and_time_goes_on(engine: SphinxEng
     assert max(b - a for a, b in pairwise(ends)) < 10.0  # seconds, of which no word was given
 
 
-def test_speech_without_a_pause_is_cut_and_none_of_it_is_lost_or_heard_twice(engine: SphinxEngine) -> None:
+def test_speech_without_a_pause_is_cut_and_none_of_it_is_lost_or_heard_twice(
+    engine: SphinxEngine, whole: Callable[[bytes], list[Segment]]
+) -> None:
     # From word to word of one sentence, over and over, without the silence around it.
-    pcm = SENTENCE[16_000:-16_000] * 6
+    pcm = SENTENCE[16_000:-16_000] * 5
     listening = engine.listen("en", interim=False)
     while_spoken = said(hear(listening, pcm, 32_000))
     finals = while_spoken + said(end(listening))
     assert len(while_spoken) >= 1
     assert all(each.end - each.start < 10.0 for each in finals)
     assert all(a.end <= b.start for a, b in pairwise(finals))
-    whole = [dataclasses.replace(each, text=each.text.strip()) for each in engine.recognize([pcm])]
-    assert finals == whole
+    assert finals == whole(pcm)
 
 
 @pytest.mark.parametrize("interim", [False, True])
 def test_a_session_that_was_dropped_in_an_utterance_leaves_no_trace(engine: SphinxEngine, interim: bool) -> None:
     def whole() -> list[Heard]:
         listening = engine.listen("en", interim=interim)
-        return hear(listening, SENTENCE) + end(listening)
+        return hear(listening, SHORT) + end(listening)
 
     alone = whole()
     dropped = engine.listen("en", interim=True)
