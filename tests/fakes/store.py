@@ -196,11 +196,11 @@ def create_table(client: DynamoDBClient, table: str) -> None:
 
 
 class _Serializer(JSONSerializer):
-    """moto's, but that a value, which is kept as it is sent, is not looked through for each type that it may be of:
-    with many of them that takes longer than all the rest."""
+    """moto's, but that a value of text or numbers, which is kept as it is sent, is not looked through for each type
+    that it may be of: with many of them that takes longer than all the rest."""
 
     def _serialize(self, serialized: Any, value: Any, shape: Any, key: str) -> None:
-        if shape.name == "AttributeValue":
+        if shape.name == "AttributeValue" and value.keys() <= {"S", "N", "SS"}:
             serialized[key] = value
         else:
             super()._serialize(serialized, value, shape, key)
