@@ -148,10 +148,10 @@ def test_what_is_no_audio_stays_so_under_an_audio_name(server: Server, path: Pat
 MISNAMED: dict[str, tuple[str, str, str | None]] = {
     "flac named mp3": ("a-flac.flac", "audio.mp3", "audio/mpeg"),
     "wav named png": ("a-wav-s16.wav", "photo.png", "image/png"),
-    "mp3 without an extension": ("b-slt.mp3", "recording", None),
+    "mp3 without an extension": ("a-mp3-cbr.mp3", "recording", None),
     "webm named wav": ("a-webm.webm", "recording.wav", "audio/wav"),
     "m4a as audio/x-m4a": ("a-m4a-moovfirst.m4a", "voice.m4a", "audio/x-m4a"),
-    "ogg named txt": ("d-slt.opus", "notes.txt", "text/plain"),
+    "ogg named txt": ("a-opus.opus", "notes.txt", "text/plain"),
     "mp4 as video": ("a-mp4-video.mp4", "clip.mp4", "video/mp4"),
     "aac named pdf": ("a-adts.aac", "paper.pdf", "application/pdf"),
     "a path for a name": ("a-flac.flac", "../../etc/passwd", None),
@@ -199,16 +199,8 @@ def _still_transcribes(server: Server) -> Iterator[None]:
     assert server.transcribe(DATA / "a-wav-s16.wav").json()["text"] == SENTENCE
 
 
-@pytest.mark.parametrize("percent", [10, 40, 90])
-@pytest.mark.parametrize("recording", [r for r in SOUNDS if r.file.startswith("a-")], ids=by_name)
-def test_a_cut_file_is_heard_as_far_as_it_goes_or_refused(server: Server, recording: Recording, percent: int) -> None:
-    content = recording.path.read_bytes()
-    answer = promptly(server, content[: len(content) * percent // 100], recording.file)
-    if answer.status_code == 200:
-        assert answer.json()["duration"] <= recording.duration + 0.05
-
-
-FLIPPED = [
+# One of each pair of a container and a codec.
+CODECS = [
     "a-wav-s16.wav",
     "a-flac.flac",
     "a-mp3-vbr.mp3",
@@ -227,12 +219,24 @@ FLIPPED = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("recording", "percent"),
+    [(r, p) for r in SOUNDS if r.file.startswith("a-") for p in (10, 40, 90) if p != 40 or r.file in CODECS],
+    ids=by_name,
+)
+def test_a_cut_file_is_heard_as_far_as_it_goes_or_refused(server: Server, recording: Recording, percent: int) -> None:
+    content = recording.path.read_bytes()
+    answer = promptly(server, content[: len(content) * percent // 100], recording.file)
+    if answer.status_code == 200:
+        assert answer.json()["duration"] <= recording.duration + 0.05
+
+
+# That the decoder survives any damage is tried with many more in `unit/test_sniff_probe.py`.
 @pytest.mark.parametrize("where", ["header", "everywhere"])
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("file", FLIPPED)
-def test_flipped_bits_are_survived(server: Server, file: str, seed: int, where: str) -> None:
+@pytest.mark.parametrize("file", CODECS)
+def test_flipped_bits_are_survived(server: Server, file: str, where: str) -> None:
     content = bytearray((DATA / file).read_bytes())
-    chance = random.Random(f"{file} {seed} {where}")
+    chance = random.Random(f"{file} {where}")
     reach, count = (min(400, len(content)), 8) if where == "header" else (len(content), 60)
     for _ in range(count):
         content[chance.randrange(reach)] ^= 1 << chance.randrange(8)
@@ -284,10 +288,10 @@ def data(file: str) -> bytes:
 
 
 HEARD_ANYWAY = {
-    "zip behind mp3": data("b-slt.mp3") + data("not-zip.zip"),
+    "zip behind mp3": data("a-mp3-cbr.mp3") + data("not-zip.zip"),
     "html behind wav": data("a-wav-s16.wav") + data("not-html.html"),
     "pdf behind flac": data("a-flac.flac") + data("not-pdf.pdf"),
-    "noise behind mp3": data("b-slt.mp3") + NOISE[:500],
+    "noise behind mp3": data("a-mp3-cbr.mp3") + NOISE[:500],
 }
 
 
@@ -295,7 +299,7 @@ HEARD_ANYWAY = {
 def test_what_comes_behind_the_audio_does_not_matter(server: Server, content: bytes) -> None:
     answer = promptly(server, content)
     assert answer.status_code == 200, answer.text
-    assert answer.json()["text"] in (SENTENCE, "the weather is nice today and we are going to the park")
+    assert answer.json()["text"] == SENTENCE
 
 
 REFUSED_AS = {
@@ -432,13 +436,15 @@ def test_mp3_frames_of_more_than_four_hours_are_refused(server: Server) -> None:
 @pytest.fixture(scope="module")
 def short_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose operator takes no more than three seconds."""
-    process, server = start_server(tmp_path_factory.mktemp("short"), VOXGATE_MAX_AUDIO_SECONDS="3")
+    process, server = start_server(
+        tmp_path_factory.mktemp("short"), VOXGATE_MAX_AUDIO_SECONDS="3", VOXGATE_ENGINE_WORKERS="1"
+    )
     yield server
     stop_server(process)
 
 
 def test_the_operators_own_limit_holds_by_the_sound_and_not_by_the_header(short_server: Server) -> None:
-    assert short_server.transcribe(DATA / "c-slt.mp3").status_code == 200
+    assert short_server.transcribe(("silence.wav", wav(2990, b"\x80" * 2990))).status_code == 200
     for content in (data("long-slt.flac"), claiming(data("long-slt.flac"), 16_000), data("b-rms.mp3")):
         message = refused(promptly(short_server, content))
         assert "3 seconds" in message or "3 s" in message
