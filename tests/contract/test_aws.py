@@ -15,6 +15,7 @@ from moto import mock_aws
 
 from conftest import DATA
 from fakes.api_gateway import ApiGateway
+from fakes.bucket import REGION, bucket
 from fakes.inference import Inference
 from fakes.store import create_table
 from voxgate.accounts import Entry, EntryKind, Key, RateLimits, keys
@@ -51,16 +52,21 @@ class Cloud:
         return [item["Key"] for item in found]
 
 
+@pytest.fixture(scope="module")
+def aws() -> Iterator[None]:
+    """For all tests, since a session's first clients take long to make."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"DEFAULT_REGION": REGION, "ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s"}.items():
+            patch.setenv(f"AWS_{name}", value)
+        with mock_aws():
+            yield
+
+
 @pytest.fixture
-def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cloud]:
-    for name, value in {"REGION": "eu-central-1", "ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s"}.items():
-        monkeypatch.setenv(f"AWS_{'DEFAULT_' if name == 'REGION' else ''}{name}", value)
+def cloud(aws: None, tmp_path: Path) -> Iterator[Cloud]:
     loop = asyncio.new_event_loop()
-    with mock_aws(), Inference() as upstream:
+    with bucket(boto3.client("s3"), "staging"), Inference() as upstream:
         create_table(boto3.client("dynamodb"), "voxgate")
-        boto3.client("s3").create_bucket(
-            Bucket="staging", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"}
-        )
         settings = Settings(table="voxgate", staging_bucket="staging", spool_dir=tmp_path)
         store = build_store(settings)
         account = loop.run_until_complete(store.create_account("acme", limits=RateLimits(requests_per_minute=60)))
@@ -75,6 +81,7 @@ def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Cloud]:
         with httpx.Client(base_url="https://api", headers=headers, transport=ApiGateway(handler)) as client:
             yield Cloud(client, upstream, account.id, loop)
         loop.run_until_complete(gateway.close())
+        boto3.client("dynamodb").delete_table(TableName="voxgate")
     loop.close()
 
 

@@ -7,14 +7,12 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import boto3
 import pytest
 from botocore.exceptions import ReadTimeoutError
-from moto import mock_aws
 
-from fakes.store import create_table
+from fakes.store import create_table, dynamodb
 from voxgate.accounts import (
     Bounds,
     Claim,
@@ -33,6 +31,9 @@ from voxgate.accounts import (
 )
 from voxgate.accounts.dynamodb import DynamoStore
 from voxgate.errors import IdempotencyConflict, InsufficientQuota, Overloaded, RateLimited
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb.client import DynamoDBClient
 
 START = 1_795_262_400.0  # 2026-11-21 12:00 UTC
 
@@ -76,10 +77,10 @@ class Client:
 
 
 class World:
-    def __init__(self) -> None:
+    def __init__(self, raw: DynamoDBClient) -> None:
         self.now = START
         self.lock = threading.RLock()
-        self.raw = boto3.client("dynamodb", region_name="eu-central-1")
+        self.raw = raw
         create_table(self.raw, "t")
         self.calls: list[str] = []
         self.store, self.client = self.another()
@@ -119,14 +120,18 @@ class World:
         return cast("dict[str, Any]", self.raw.get_item(TableName="t", Key=cast("Any", key))["Item"])
 
 
+@pytest.fixture(scope="module")
+def aws() -> Iterator[DynamoDBClient]:
+    with dynamodb() as client:
+        yield client
+
+
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    with mock_aws():
-        world = World()
-        yield world
-        asyncio.run(world.store.close())
+def world(aws: DynamoDBClient) -> Iterator[World]:
+    world = World(aws)
+    yield world
+    asyncio.run(world.store.close())
+    aws.delete_table(TableName="t")
 
 
 def held(answer: Hold | Replay) -> Hold:

@@ -13,17 +13,17 @@ from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-import boto3
 import pytest
 from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
-from moto import mock_aws
 from mypy_boto3_s3 import S3Client
 
+from fakes.bucket import bucket
+from fakes.bucket import s3 as s3_service
 from voxgate.staging import Staging, audio_key, result_key
 from voxgate.staging.local import LocalStaging
 from voxgate.staging.s3 import S3Staging
@@ -31,7 +31,6 @@ from voxgate.tasks import Threads
 
 T = TypeVar("T")
 MEBIBYTE = 1024 * 1024
-REGION: Literal["eu-central-1"] = "eu-central-1"
 BUCKET = "voxgate-staging"
 NOW = 1_800_000_000.0
 KEY = audio_key("acct_1", "req-1")
@@ -101,14 +100,16 @@ def local(root: Path) -> Iterator[LocalStaging]:
     run(staging.close())
 
 
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Client]:
-    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
-    with mock_aws():
-        client = boto3.client("s3")
-        client.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
+@pytest.fixture(scope="module")
+def aws() -> Iterator[S3Client]:
+    with s3_service() as client:
         yield client
-        client.close()
+
+
+@pytest.fixture
+def s3(aws: S3Client) -> Iterator[S3Client]:
+    with bucket(aws, BUCKET):
+        yield aws
 
 
 @pytest.fixture

@@ -19,15 +19,15 @@ import boto3
 import pytest
 from boto3.exceptions import Boto3Error, RetriesExceededError
 from botocore.exceptions import EndpointConnectionError
-from moto import mock_aws
 from mypy_boto3_s3 import S3Client
 
 from conftest import ROOT
+from fakes.bucket import bucket
+from fakes.bucket import s3 as s3_service
 from voxgate import weights
 from voxgate.weights import NoWeights
 
 BUCKET = "models"
-REGION: Literal["eu-central-1"] = "eu-central-1"
 MODEL = {
     "config.json": b"{}",
     "model.bin": b"weights" * 1000,
@@ -100,14 +100,16 @@ def test_weights_with_another_hash_are_removed(tmp_path: Path) -> None:
 # A bucket.
 
 
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Client]:
-    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
-    with mock_aws():
-        client = boto3.client("s3")
-        client.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
+@pytest.fixture(scope="module")
+def aws() -> Iterator[S3Client]:
+    with s3_service() as client:
         yield client
-        client.close()
+
+
+@pytest.fixture
+def s3(aws: S3Client) -> Iterator[S3Client]:
+    with bucket(aws, BUCKET):
+        yield aws
 
 
 def put(s3: S3Client, prefix: str, *left_out: str) -> None:
@@ -152,6 +154,7 @@ def test_what_is_not_in_a_bucket_is_refused(s3: S3Client, tmp_path: Path, addres
 def test_without_credentials_a_bucket_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # which may know some
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/none")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/none")
