@@ -10,10 +10,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import yaml
 from coverage import Coverage
 
 # Threads that wait for each other by spinning take seconds on a machine that has other tests to run.
@@ -65,6 +68,13 @@ class Recording:
     @property
     def path(self) -> Path:
         return DATA / self.file
+
+
+@cache
+def documented() -> dict[str, Any]:
+    """`docs/asyncapi.yaml`, read with C."""
+    document: dict[str, Any] = yaml.load((ROOT / "docs" / "asyncapi.yaml").read_bytes(), yaml.CSafeLoader)
+    return document
 
 
 def _manifest() -> tuple[list[Recording], list[tuple[Path, str]]]:

@@ -412,17 +412,14 @@ def claiming(flac: bytes, samples: int) -> bytes:
     return flac[:18] + info.to_bytes(8, "big") + flac[26:]
 
 
-FIVE_HOURS = silence(5 * 3600)
-ENDLESS = {
-    "flac": FIVE_HOURS,
-    "flac that says nothing": claiming(FIVE_HOURS, 0),
-    "flac that says 1 s": claiming(FIVE_HOURS, 8000),
-    "flac that says 272 years": claiming(FIVE_HOURS, 2**36 - 1),
-}
-
-
-@pytest.mark.parametrize("content", list(ENDLESS.values()), ids=list(ENDLESS))
-def test_a_small_file_of_more_than_four_hours_is_refused(server: Server, content: bytes) -> None:
+@pytest.mark.parametrize(
+    "claimed",
+    [None, 0, 8000, 2**36 - 1],
+    ids=["flac", "flac that says nothing", "flac that says 1 s", "flac that says 272 years"],
+)
+def test_a_small_file_of_more_than_four_hours_is_refused(server: Server, claimed: int | None) -> None:
+    hours = silence(5 * 3600)
+    content = hours if claimed is None else claiming(hours, claimed)
     assert len(content) < 100_000
     refused(promptly(server, content))
 

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
-import yaml
 from jsonschema import Draft7Validator  # type: ignore[import-untyped, unused-ignore]
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -29,7 +28,7 @@ from websockets.sync.server import Server as SocketServer
 from websockets.sync.server import ServerConnection, serve
 from websockets.typing import Subprotocol
 
-from conftest import ROOT
+from conftest import documented
 from customers import Customer
 from fakes.upstreams import KEY
 
@@ -41,7 +40,7 @@ Message = dict[str, Any]
 
 # --- The client -------------------------------------------------------------------------------------
 
-_DOCUMENT = yaml.safe_load((ROOT / "docs" / "asyncapi.yaml").read_text(encoding="utf-8"))
+_DOCUMENT = documented()
 _SENT = ("ready", "partial", "final", "done", "error", "fatal")
 _SCHEMAS = {
     name: Draft7Validator({"$ref": f"#/components/schemas/{name}", "components": _DOCUMENT["components"]})

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import yaml
 from jsonschema import Draft7Validator  # type: ignore[import-untyped, unused-ignore]
 
-from conftest import ROOT
+from conftest import ROOT, documented
 
-DOCUMENT: dict[str, Any] = yaml.safe_load((ROOT / "docs" / "asyncapi.yaml").read_text(encoding="utf-8"))
+DOCUMENT = documented()
 PROSE = (ROOT / "docs" / "live.md").read_text(encoding="utf-8")
 STREAM = DOCUMENT["channels"]["stream"]
 COMPONENTS = DOCUMENT["components"]
