@@ -13,7 +13,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 BOUNDARY = "voxgate-example-boundary"
 KEY = "Bearer ${VOXGATE_API_KEY}"
-SPEECH = ("audio.mp3", (ROOT / "tests/data/b-slt.mp3").read_bytes())
+SPEECH = ("audio.mp3", (ROOT / "tests/data/a-mp3-cbr.mp3").read_bytes())
 OPENAI, STATS, ROUTER = "/v1/audio/transcriptions", "/v1/stt/transcribe", "/audio/transcriptions"
 LITELLM = "/litellm/v1/audio/transcriptions"
 
