@@ -394,7 +394,8 @@ def test_the_inference_image_hears_with_the_weights_it_was_built_with(place: Pat
     )
     before = files_of(build.run())
     assert build.environment["VOXGATE_WHISPER_MODEL"] == "tiny-random"
-    with bucket() as address, started(build, VOXGATE_WHISPER_DEVICE="cpu", **address) as container:
+    whisper = {"VOXGATE_WHISPER_DEVICE": "cpu", "VOXGATE_WHISPER_BATCH": "1"}
+    with bucket() as address, started(build, **whisper, **address) as container:
         assert wait_for(f"{container.url}/health/live", container).json()["status"] == "ok"
         wait_for(f"{container.url}/health/ready", container)
         assert container.healthy() == 0
