@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import start_server, stop_server
+from conftest import start_server, stop_server, trusting_nobody
 from customers import House, Office
 from fakes import whisper_model
 from fakes.inference import Inference
@@ -21,6 +21,12 @@ from voxgate.settings import Settings
 from voxgate.wiring import build_gateway
 
 CLIENTS = Path(__file__).parent / "clients"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _trusting_nobody() -> Iterator[None]:
+    with trusting_nobody():
+        yield
 
 
 @pytest.fixture(scope="session")
