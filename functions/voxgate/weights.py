@@ -1,7 +1,9 @@
 """A Whisper model's weights from where they are, and none that were not expected.
 
-python weights.py fetch MODEL DIRECTORY    to DIRECTORY/NAME: a name of weights.toml, `s3://bucket/prefix`, or
-                                           `owner/name` of the Hugging Face hub
+python weights.py fetch MODEL DIRECTORY [REVISION SHA256]
+                                           to DIRECTORY/NAME: a name of weights.toml, `s3://bucket/prefix`, or
+                                           `owner/name` of the Hugging Face hub; which of its revisions, and what
+                                           its weights must be, are empty for any
 python weights.py check DIRECTORY SHA256   a model that is there
 
 Needs nothing of Voxgate, so that an image's weights are a layer that no change of code renews.
@@ -39,14 +41,15 @@ def known() -> dict[str, dict[str, str]]:
 
 
 def find(model: str, directory: Path) -> Path:
-    """The directory of a model: one that exists, or one that is fetched into `directory` unless it is there. Raises
-    `NoWeights`."""
+    """The directory of a model: one that exists, or one that is fetched into `directory` unless it is there, or in the
+    working directory, where an image has those that it was built with. Raises `NoWeights`."""
     if Path(model).is_dir():
         return _whole(Path(model))
-    there = directory / _name(model)
-    source = _source(there)
-    same = source.exists() and source.read_text(encoding="utf-8") == model  # and not another of that name
-    return _whole(there) if same else fetch(model, directory)
+    for there in (Path(_name(model)), directory / _name(model)):
+        source = _source(there)
+        if source.exists() and source.read_text(encoding="utf-8") == model:  # and not another of that name
+            return _whole(there)
+    return fetch(model, directory)
 
 
 def fetch(model: str, directory: Path, *, revision: str = "", sha256: str = "") -> Path:
@@ -171,6 +174,8 @@ def main(arguments: list[str]) -> None:
         match arguments:
             case ["fetch", model, directory]:
                 fetch(model, Path(directory))
+            case ["fetch", model, directory, revision, sha256]:
+                fetch(model, Path(directory), revision=revision, sha256=sha256)
             case ["check", directory, sha256]:
                 check(_whole(Path(directory)), sha256)
             case _:

@@ -330,6 +330,28 @@ def test_a_model_is_fetched_from_a_hub(hub: Hub, tmp_path: Path) -> None:
     assert again.stdout.strip() == str(tmp_path / "tiny"), again.stderr
 
 
+def test_an_image_starts_with_the_model_it_was_built_with_by_the_name_that_it_was_built_by(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, volume = tmp_path / "models", tmp_path / "scratch"
+    done = command(hub.url, "fetch", "owner/tiny", str(image), "v1", SHA256)
+    assert done.returncode == 0, done.stderr
+    assert hub.revisions == ["v1"]
+    monkeypatch.chdir(image)
+    with nobody() as url:
+        found = find(url, "owner/tiny", volume)
+        assert found.stdout.strip() == "tiny", found.stderr
+        other = find(url, "others/tiny", volume)
+    assert "others/tiny is no directory, and cannot be fetched" in other.stderr
+
+
+def test_a_hubs_weights_of_another_hash_stop_the_build(hub: Hub, tmp_path: Path) -> None:
+    done = command(hub.url, "fetch", "owner/tiny", str(tmp_path), "", hashlib.sha256(b"others").hexdigest())
+    assert done.returncode == 1
+    assert "has the SHA-256" in done.stderr
+    assert not (tmp_path / "tiny").exists()
+
+
 @pytest.mark.parametrize("refused", ["vocabulary.json", "config.json", "model.bin"])
 def test_what_was_fetched_from_a_hub_in_part_is_not_taken_for_whole(hub: Hub, tmp_path: Path, refused: str) -> None:
     hub.refused = {refused}
