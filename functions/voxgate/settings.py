@@ -41,6 +41,7 @@ class Settings:
     whisper_batch: int = 0
     whisper_memory: float = 0.0
     whisper_speech_threshold: float = 0.5
+    whisper_steady_threshold: float = 6.0
     whisper_no_speech_threshold: float = 0.6
     whisper_logprob_threshold: float = -1.0
     whisper_compression_threshold: float = 2.4

@@ -145,6 +145,7 @@ def build_pool(settings: Settings) -> Pool:
             "budget": int(settings.whisper_memory * 1e9),
             "guards": {
                 "speech": settings.whisper_speech_threshold,
+                "steady": settings.whisper_steady_threshold,
                 "no_speech": settings.whisper_no_speech_threshold,
                 "logprob": settings.whisper_logprob_threshold,
                 "compression": settings.whisper_compression_threshold,

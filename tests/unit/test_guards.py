@@ -128,6 +128,15 @@ def test_what_is_steady_is_no_speech_whatever_the_detector_says(directory: Path,
         assert texts(engine, write(tmp_path / "sound.wav", 0.3 * SOUNDS[name]()[: 10 * RATE])) == [], name
 
 
+def test_speech_in_noise_as_loud_as_itself_passes_where_that_is_wanted(directory: Path, tmp_path: Path) -> None:
+    sentence = np.frombuffer(b"".join(decode(str(DATA / "b-slt.mp3"), "mp3", max_seconds=60)), "<i2") / 32768
+    level = np.sqrt((sentence[np.abs(sentence) > 0.02] ** 2).mean())
+    sound = sentence + np.random.default_rng(5).normal(size=len(sentence)) * level
+    path = write(tmp_path / "noisy.wav", 0.3 * sound / np.abs(sound).max())
+    assert texts(inventing(directory), path) == []
+    assert [segment.text for segment in texts(inventing(directory, Guards(steady=0.0)), path)] == [INVENTED]
+
+
 # The same engine is let through where somebody speaks.
 
 SPOKEN = [recording for recording in RECORDINGS if recording.text and recording.file.partition("-")[0] != "a"]

@@ -24,6 +24,7 @@ GIVEN: dict[str, tuple[str, object]] = {
     "whisper_batch": ("16", 16),
     "whisper_memory": ("10.5", 10.5),
     "whisper_speech_threshold": ("0.3", 0.3),
+    "whisper_steady_threshold": ("0", 0.0),
     "whisper_no_speech_threshold": ("0.9", 0.9),
     "whisper_logprob_threshold": ("-0.5", -0.5),
     "whisper_compression_threshold": ("3", 3.0),
@@ -141,6 +142,7 @@ def test_the_engine_gets_what_was_set() -> None:
         whisper_batch=16,
         whisper_memory=1.5,
         whisper_speech_threshold=0.1,
+        whisper_steady_threshold=0.5,
         whisper_no_speech_threshold=0.2,
         whisper_logprob_threshold=-0.3,
         whisper_compression_threshold=0.4,
@@ -160,7 +162,7 @@ def test_the_engine_gets_what_was_set() -> None:
         batch_size=16,
         threads=3,
         budget=1_500_000_000,
-        guards=asdict(Guards(speech=0.1, no_speech=0.2, logprob=-0.3, compression=0.4)),
+        guards=asdict(Guards(speech=0.1, steady=0.5, no_speech=0.2, logprob=-0.3, compression=0.4)),
     )
 
 
@@ -174,6 +176,7 @@ def test_the_thresholds_are_the_engines_own_unless_they_are_set() -> None:
     settings = Settings()
     assert Guards() == Guards(
         speech=settings.whisper_speech_threshold,
+        steady=settings.whisper_steady_threshold,
         no_speech=settings.whisper_no_speech_threshold,
         logprob=settings.whisper_logprob_threshold,
         compression=settings.whisper_compression_threshold,

@@ -38,8 +38,7 @@ _COLDEST = 0.001
 _LEAST_REST = 100  # frames (of 10 ms) that are worth another look, where the text ends before the window does
 _BEFORE, _AFTER = "\"'“¿([{-", "\"'.。,，!！?？:：”)]}、"  # what belongs to the word after, and before
 _UNLOAD_TRIES, _UNLOAD_WAIT = 100, 0.01
-# Sound that rises and falls by less is no speech, whatever the detector says: of a second, and of a single word.
-_STEADY_DB, _STEADY_WORD_DB = 6.0, 3.2
+_STEADY_WORD = 8 / 15  # of what a second of speech rises and falls by at the least, what a single word does
 
 _FEATURES = frozenset(
     {
@@ -52,10 +51,12 @@ _FEATURES = frozenset(
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guards:
     """What is not taken for speech, and which text not for its words. `speech` is the least probability of Silero's
-    detector; `no_speech` Whisper's own, above which a text of a mean log-probability below `logprob` is none;
-    `compression` the ratio above which a text repeats itself."""
+    detector; `steady` the decibels by which sound rises and falls at the least, whatever that says; `no_speech`
+    Whisper's own probability, above which a text of a mean log-probability below `logprob` is none; `compression` the
+    ratio above which a text repeats itself."""
 
     speech: float = 0.5
+    steady: float = 6.0
     no_speech: float = 0.6
     logprob: float = -1.0
     compression: float = 2.4
@@ -230,7 +231,16 @@ class WhisperEngine:
         )
         spans = get_speech_timestamps(samples, options)
         found = [(span["start"], min(span["end"], span["start"] + LONGEST)) for span in spans]
-        return [(start, end) for start, end in found if not _steady(samples[start:end])]
+        return [(start, end) for start, end in found if self._moves(samples[start:end])]
+
+    def _moves(self, samples: Samples) -> bool:
+        """Whether it rises and falls as speech does."""
+        frames = samples[: len(samples) // 320 * 320].reshape(-1, 320)
+        if not len(frames):
+            return True
+        levels = 10 * np.log10((frames.astype(np.float64) ** 2).mean(axis=1) + 1e-10)
+        least = self._guards.steady * (1.0 if len(samples) >= RATE else _STEADY_WORD)
+        return bool(np.percentile(levels, 95) - np.percentile(levels, 10) >= least)
 
     # What a batch becomes.
 
@@ -437,13 +447,3 @@ def _words(words: list[dict[str, Any]], at: Callable[..., float], start: float, 
 
 def _finite(value: float | None) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
-
-
-def _steady(samples: Samples) -> bool:
-    """Whether it rises and falls less than any speech does."""
-    frames = samples[: len(samples) // 320 * 320].reshape(-1, 320)
-    if not len(frames):
-        return False
-    levels = 10 * np.log10((frames.astype(np.float64) ** 2).mean(axis=1) + 1e-10)
-    least = _STEADY_DB if len(samples) >= RATE else _STEADY_WORD_DB
-    return bool(np.percentile(levels, 95) - np.percentile(levels, 10) < least)
