@@ -97,6 +97,7 @@ def check(directory: Path, sha256: str) -> None:
 
 def _from_hub(repository: str, into: Path, revision: str) -> None:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
@@ -104,6 +105,8 @@ def _from_hub(repository: str, into: Path, revision: str) -> None:
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:
         away = isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled)
         why = "it cannot be reached" if away else type(error).__name__
+        if HF_HUB_OFFLINE:
+            why = "HF_HUB_OFFLINE keeps it from being asked"
         lacks = f"{repository} is no directory, and cannot be fetched from the hub: {why}."
         raise NoWeights(lacks) from error
 

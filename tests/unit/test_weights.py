@@ -374,6 +374,12 @@ def test_a_hub_that_cannot_be_reached_is_said_to_be_that(tmp_path: Path) -> None
     assert "Traceback" not in done.stderr
 
 
+def test_a_hub_that_may_not_be_asked_is_said_to_be_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(NoWeights, match=r"owner/tiny .* from the hub: HF_HUB_OFFLINE keeps it from being asked"):
+        weights.fetch("owner/tiny", tmp_path)
+
+
 def test_a_model_that_the_hub_does_not_have_is_refused(hub: Hub, tmp_path: Path) -> None:
     done = command(hub.url, "fetch", "owner/other", str(tmp_path))
     assert done.returncode == 1
