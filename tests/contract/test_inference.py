@@ -258,6 +258,7 @@ def test_metrics_are_prometheus_text_that_counts_what_was_done(inference: Server
         assert after[name] > before[name]
     bounds = [name for name in after if name.startswith("voxgate_batch_size_bucket")]
     assert bounds[-1] == 'voxgate_batch_size_bucket{le="+Inf"}'
+    assert bounds == [name for name in before if name.startswith("voxgate_batch_size_bucket")], "what was not seen yet"
 
 
 def test_the_seconds_that_are_counted_are_those_of_the_audio(inference: Server) -> None:

@@ -16,6 +16,7 @@ from voxgate.providers.embedded import EmbeddedProvider
 
 _TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _MEGABYTE = 1024 * 1024
+_SIZES = [2**power for power in range(9)]  # the same always and everywhere: Prometheus adds them up over machines
 
 
 def prometheus(provider: EmbeddedProvider, pool: Pool) -> Handler:
@@ -43,11 +44,11 @@ def prometheus(provider: EmbeddedProvider, pool: Pool) -> Handler:
 def _of_batches(pool: BatchPool) -> Iterator[str]:
     stats = pool.stats
     yield _metric("windows_per_second", "That are decoded while there is work.", {"": round(pool.admission.speed, 3)})
-    sizes: dict[str, float] = {}
-    count = 0
-    for size, batches in sorted(stats.batches.items()):
-        count += batches
-        sizes[f'_bucket{{le="{size}"}}'] = count
+    count = sum(stats.batches.values())
+    sizes: dict[str, float] = {
+        f'_bucket{{le="{most}"}}': sum(batches for size, batches in stats.batches.items() if size <= most)
+        for most in _SIZES
+    }
     decoded = sum(size * batches for size, batches in stats.batches.items())
     sizes |= {'_bucket{le="+Inf"}': count, "_sum": decoded, "_count": count}
     yield _metric("batch_size", "Windows that were decoded at a time.", sizes, kind="histogram")
