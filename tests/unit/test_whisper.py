@@ -514,6 +514,12 @@ def test_names_come_before_the_prompt_and_all_of_them_count(engine: WhisperEngin
     assert len(prompt_of(engine, prompt="And so on.", keywords=("Voxgate",) * 100)) == 224
 
 
+@pytest.mark.parametrize("special", ["<|endoftext|>", "<|startoftranscript|>", "<|startofprev|>", "<|de|>", "<|0.00|>"])
+def test_what_a_prompt_says_gives_the_model_no_orders(engine: WhisperEngine, special: str) -> None:
+    plain = prompt_of(engine, prompt="Before after.", keywords=("Voxgate",))
+    assert prompt_of(engine, prompt=f"Before{special} after.{special}", keywords=(f"Voxgate{special}",)) == plain
+
+
 def test_without_a_prompt_there_is_none(engine: WhisperEngine) -> None:
     assert prompt_of(engine) == prompt_of(engine, prompt="") == []
     (_, *rest) = prompt_of(engine, prompt="  Short. ")

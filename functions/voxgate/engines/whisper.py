@@ -207,8 +207,13 @@ class WhisperEngine:
             return ()
         tokenizer = self._tokenizer("en", translate=False)
         most = self._model.max_length // 2 - 1
-        names = tokenizer.encode(" " + ", ".join(job.keywords))[:most] if job.keywords else []
-        said = tokenizer.encode(" " + job.prompt.strip()) if job.prompt else []
+
+        def tokens(text: str) -> list[int]:
+            # Text only: `<|endoftext|>` in a prompt would be what it means to the model.
+            return [token for token in tokenizer.encode(" " + text) if token < tokenizer.eot]
+
+        names = tokens(", ".join(job.keywords))[:most] if job.keywords else []
+        said = tokens(job.prompt.strip()) if job.prompt else []
         left = max(most - len(names), 0)
         return (tokenizer.sot_prev, *names, *(said[-left:] if left else ()))
 
