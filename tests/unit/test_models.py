@@ -282,6 +282,43 @@ def test_live_speech_goes_beside_recordings(make: Make) -> None:
         assert "done" in host.end(number)
 
 
+def test_a_batch_that_does_not_fit_is_decoded_in_smaller_ones(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, host = make("many")
+    decode_all, sizes = worker._models.decode, list[int]()
+    held = threading.Event()
+
+    def decode(name: str, tasks: Sequence[Any]) -> Any:
+        assert held.wait(PATIENCE)
+        sizes.append(len(tasks))
+        if len(tasks) > 1:
+            raise RuntimeError("CUDA failed with error out of memory")
+        return decode_all(name, tasks)
+
+    monkeypatch.setattr(worker._models, "decode", decode)
+    for number in range(1, 6):
+        ask(worker, number, language="en")
+    deadline = time.monotonic() + PATIENCE
+    while sum(len(request.ready) for request in worker._batcher._requests) < 4 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    held.set()
+    for number in range(1, 6):
+        assert "done" in host.end(number)
+    assert max(sizes) > 1
+    assert worker._batcher.size == 1
+
+
+def test_a_batch_that_fails_for_another_reason_is_not_tried_again(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, host = make("many")
+
+    def decode(name: str, tasks: Sequence[Any]) -> Any:
+        raise RuntimeError("No.")
+
+    monkeypatch.setattr(worker._models, "decode", decode)
+    ask(worker, 1, language="en")
+    assert host.end(1) == {"job": 1, "crash": "RuntimeError"}
+    assert worker._batcher.size == 4
+
+
 def test_each_second_a_worker_says_what_it_did(make: Make) -> None:
     worker, host = make("many", "english")
     ask(worker, 1)

@@ -31,6 +31,7 @@ from voxgate.model import Segment
 logger = logging.getLogger(__name__)
 _SESSIONS = 64
 _STATS_SECONDS = 1.0
+_OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")  # as CUDA and cuBLAS say it
 Send = Callable[[dict[str, Any]], None]
 
 
@@ -106,7 +107,17 @@ class BatchWorker:
         return self._engines.get(name, self._first)
 
     def _decode(self, tasks: Any) -> Any:
-        return self._models.decode(tasks[0].heard.model, tasks)
+        """In halves, from then on, where there is too little memory for all at once: longer texts than the warm-up's
+        take more of it."""
+        try:
+            return self._models.decode(tasks[0].heard.model, tasks)
+        except RuntimeError as error:
+            if len(tasks) == 1 or not any(sign in str(error) for sign in _OUT_OF_MEMORY):
+                raise
+            half = (len(tasks) + 1) // 2
+            logger.warning("batches of %d do not fit, and are of %d at most from now on: %s", len(tasks), half, error)
+        self._batcher.size = min(self._batcher.size, half)
+        return [*self._decode(tasks[:half]), *self._decode(tasks[half:])]
 
     def _job(self, number: int, message: dict[str, Any]) -> None:
         job = Job(**message["do"])
