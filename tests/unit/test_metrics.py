@@ -1,15 +1,20 @@
-"""Metrics in CloudWatch's embedded format: what is gathered, and how it is written."""
+"""Metrics in CloudWatch's embedded format: what is gathered, and how it is written; and what a GPU says of itself."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import time
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from conftest import ROOT
+from voxgate.hosts import prometheus
 from voxgate.metrics import UNITS, Metrics
 
 
@@ -96,3 +101,34 @@ def test_the_names_and_units_are_those_that_the_dashboard_reads() -> None:
     text = (ROOT / "infra" / "constructs" / "metrics.py").read_text(encoding="utf-8")
     table = dict(re.findall(r"^    ([A-Z]\w+) +(Count|Milliseconds|Seconds|Percent|None)\b", text, re.MULTILINE))
     assert table == UNITS
+
+
+def smi(directory: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """A GPU's own tool, as it is found where there is a GPU."""
+    path = directory / "nvidia-smi"
+    path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(directory), prepend=os.pathsep)
+
+
+def test_a_gpu_says_how_busy_and_how_full_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smi(tmp_path, monkeypatch, "echo '37, 2048, 24576'; echo '1, 2, 3'")
+    assert asyncio.run(prometheus.gpu()) == [37, 2048, 24576]
+
+
+@pytest.mark.parametrize("script", ["exit 9", "echo 'No devices were found'", "echo '[N/A], 1, 2'"])
+def test_where_there_is_no_gpu_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    smi(tmp_path, monkeypatch, script)
+    assert asyncio.run(prometheus.gpu()) == []
+
+
+def test_a_gpu_that_does_not_answer_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smi(tmp_path, monkeypatch, f"echo $$ > {tmp_path}/pid; exec sleep 60")
+    monkeypatch.setattr(prometheus, "_GPU_SECONDS", 0.5)
+    begun = time.monotonic()
+    assert asyncio.run(prometheus.gpu()) == []
+    assert time.monotonic() < begun + 10
+    asked = int((tmp_path / "pid").read_text())
+    while psutil.pid_exists(asked) and psutil.Process(asked).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < begun + 20, "it is left behind"
+        time.sleep(0.02)

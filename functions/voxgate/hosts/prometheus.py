@@ -6,6 +6,7 @@ https://prometheus.io/docs/instrumenting/exposition_formats/
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 from collections.abc import Iterator, Mapping
 
@@ -16,6 +17,7 @@ from voxgate.providers.embedded import EmbeddedProvider
 
 _TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _MEGABYTE = 1024 * 1024
+_GPU_SECONDS = 3.0  # a driver that hangs keeps whoever asks it
 _SIZES = [2**power for power in range(9)]  # the same always and everywhere: Prometheus adds them up over machines
 
 
@@ -75,12 +77,20 @@ def _escaped(text: str) -> str:
 
 async def gpu() -> list[float]:
     """The percentage of its time, and the megabytes of its memory that are used and that it has; nothing where there
-    is none."""
+    is none, or none that answers."""
     query = ("--query-gpu=utilization.gpu,memory.used,memory.total", "--format=csv,noheader,nounits")
     try:
         asked = await asyncio.create_subprocess_exec("nvidia-smi", *query, stdout=subprocess.PIPE)
-        said, _ = await asked.communicate()
-        busy, used, total = map(float, said.decode().partition("\n")[0].split(","))
-    except (OSError, ValueError):
+    except OSError:
         return []
+    try:
+        async with asyncio.timeout(_GPU_SECONDS):
+            said, _ = await asked.communicate()
+        busy, used, total = map(float, said.decode().partition("\n")[0].split(","))
+    except (TimeoutError, ValueError):
+        return []
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            if asked.returncode is None:
+                asked.kill()
     return [busy, used, total]
