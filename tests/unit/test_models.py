@@ -179,11 +179,8 @@ def one(directories: dict[str, str]) -> int:
 
 
 def ask(worker: BatchWorker, number: int, model: str = "", **options: Any) -> None:
-    given = {"priority": "interactive", "seconds": 600.0} | {
-        name: options.pop(name) for name in ("priority", "seconds") if name in options
-    }
     file: dict[str, Any] = {"path": str(DATA / "b-slt.mp3"), "container": "mp3", "max_seconds": 60.0, "model": model}
-    worker.take({"job": number, "do": asdict(Job(**(file | options)))} | given)
+    worker.take({"job": number, "do": asdict(Job(**(file | options)))})
 
 
 def test_a_worker_says_what_each_of_its_models_can(make: Make) -> None:
@@ -245,7 +242,7 @@ def test_a_job_is_cancelled_and_the_others_are_not(make: Make) -> None:
 
 def test_a_job_whose_time_is_over_is_late(make: Make) -> None:
     worker, host = make("many")
-    ask(worker, 1, seconds=0.0)
+    ask(worker, 1, left=0.0)
     ask(worker, 2)
     assert "late" in host.end(1)
     assert "done" in host.end(2)

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 _MARGIN = 1.1  # how much longer than expected it may take
 _LONGEST_PAUSE = 30.0
+# Who says nothing in so many of such times, though it should in each second, hangs.
+_SILENCES, _SILENCE = 6, 10.0  # seconds
 
 
 class BatchPool:
@@ -32,6 +34,7 @@ class BatchPool:
         self.admission = Admission(most=queue, cost=window_count, margin=_MARGIN, batch=1.0)
         self._keeping: asyncio.Task[None] | None = None
         self._failed = False
+        self._said = False
         self.live = LivePool(self._shared, most=1, shared=True)
         self.stats = Totals()
 
@@ -65,8 +68,7 @@ class BatchPool:
         segments: list[Segment] = []
         done = False
         try:
-            asked = asdict(job)
-            await channel.worker.send({"job": number, "priority": job.priority, "seconds": job.left, "do": asked})
+            await channel.worker.send({"job": number, "do": asdict(job)})
             while True:
                 message = await messages.get()
                 if "segment" in message:
@@ -112,10 +114,10 @@ class BatchPool:
             logger.error("the recognizer does not start: %s", error)
 
     async def _keep(self) -> None:
-        """Starts it again where it ends."""
+        """Starts it again where it ends, or hangs."""
         pause = 0.0
         while self._channel is not None:
-            await self._channel.ended.wait()
+            await self._until_ended(self._channel)
             await asyncio.sleep(pause)
             try:
                 await self.start()
@@ -123,7 +125,22 @@ class BatchPool:
             except (ProviderError, OSError):
                 pause = min(pause * 2 + 1, _LONGEST_PAUSE)
 
+    async def _until_ended(self, channel: Channel) -> None:
+        silences = 0
+        while not channel.ended.is_set():
+            self._said = False
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SILENCE):
+                    await channel.ended.wait()
+            silences = (
+                0 if self._said else silences + 1
+            )  # and not by the clock: it may be this process that stood still
+            if silences == _SILENCES:
+                logger.error("the recognizer says nothing any more, and is ended")
+                await channel.worker.kill()
+
     def _report(self, message: dict[str, Any]) -> None:
+        self._said = True
         if "stats" in message:
             self.stats.add(message["stats"])
 

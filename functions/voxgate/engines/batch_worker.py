@@ -1,7 +1,7 @@
 """Whisper in a process of its own: many requests at once, whose windows share batches.
 
-The lines are those of `engines.worker`, with the number of a `job` or of a `live` session in each. In: a job with
-its `priority` and the `seconds` it has left, `cancel`, and a session's messages. Out: a job's `segment`s and one of
+The lines are those of `engines.worker`, with the number of a `job` or of a `live` session in each. In: a job,
+`cancel`, and a session's messages. Out: a job's `segment`s and one of
 `done`, `error` (the audio's fault), `late` and `crash`; and each second `stats`.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import logging
+import os
 import queue
 import threading
 import time
@@ -31,6 +32,8 @@ from voxgate.model import Segment
 logger = logging.getLogger(__name__)
 _SESSIONS = 64
 _STATS_SECONDS = 1.0
+# A batch that takes longer than so many seconds, and than so many times what one took at the warm-up, never ends.
+_HANGS, _HANGS_TIMES = 300.0, 60.0
 _OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")  # as CUDA and cuBLAS say it
 Send = Callable[[dict[str, Any]], None]
 
@@ -144,8 +147,8 @@ class BatchWorker:
             tell,
             finish,
             seconds=window_count(job.seconds) * WINDOW_SECONDS,
-            priority=Priority[message["priority"].upper()],
-            deadline=time.monotonic() + message["seconds"],
+            priority=Priority[job.priority.upper()],
+            deadline=time.monotonic() + job.left,
         )
         self._requests[number] = request, heard
         self._batcher.submit(request)
@@ -194,7 +197,13 @@ class BatchWorker:
         return understand
 
     def _report(self) -> None:
+        longest = max(_HANGS, _HANGS_TIMES * self._batcher.size / self._speed)
         while not self._closed.wait(_STATS_SECONDS):
+            if self._batcher.decoding_for > longest:
+                logger.error(
+                    "a batch has not ended in %.0f s: the process ends, for another to take its place", longest
+                )
+                os._exit(1)
             stats = dataclasses.asdict(self._batcher.stats())
             self._send({"stats": stats | {"loaded": dict(self._models.loaded)}})
             for number, (request, heard) in tuple(self._requests.items()):

@@ -126,6 +126,7 @@ class Batcher(Generic[T]):
         self._stats = Stats()
         self._ahead = _AHEAD * size
         self.usual = 0.0  # seconds that a batch takes, a decayed mean
+        self._decoding: float | None = None  # since when
         self._threads = [threading.Thread(target=self._prepare_all, daemon=True) for _ in range(threads)]
         self._threads.append(threading.Thread(target=self._decode_all, name="decode", daemon=True))
         for thread in self._threads:
@@ -153,6 +154,12 @@ class Batcher(Generic[T]):
             self.cancel(request)
         for thread in self._threads:
             thread.join()
+
+    @property
+    def decoding_for(self) -> float:
+        """For how many seconds the batch at hand is being decoded; 0 where there is none."""
+        since = self._decoding
+        return 0.0 if since is None else time.monotonic() - since
 
     def stats(self) -> Stats:
         with self._changed:
@@ -257,7 +264,7 @@ class Batcher(Generic[T]):
         batch = [each for each in batch if not each[0].over]
         if not batch:
             return
-        begun = time.monotonic()
+        begun = self._decoding = time.monotonic()
         waited = sum(begun - row.since for _, _, row in batch)
         try:
             outcomes = list(zip(batch, self._decode([row.content for _, _, row in batch]), strict=True))
@@ -265,6 +272,8 @@ class Batcher(Generic[T]):
             for request, _, _ in batch:
                 self._end(request, error)
             return
+        finally:
+            self._decoding = None
         took = time.monotonic() - begun
         with self._changed:
             self.usual += _DECAY * (took - self.usual)
