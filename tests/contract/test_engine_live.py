@@ -156,6 +156,15 @@ async def _read(session: LiveSession) -> None:
         pass
 
 
+async def _open(live: LivePool) -> None:
+    await live.listen(None, interim=False)
+
+
+async def _end(session: LiveSession) -> None:
+    await session.end()
+    await _read(session)
+
+
 async def _feed(session: LiveSession) -> None:
     while True:
         await session.feed(SPEECH[:3200])
@@ -174,6 +183,37 @@ async def test_a_killed_process_loses_its_own_session_and_no_other() -> None:
             await spoken(lost)
         await lost.aclose()
         assert await speaking == TEXT
+
+
+@pytest.mark.parametrize("when", ["feeding", "ending", "opening"])
+def test_a_process_that_is_stuck_is_ended_and_the_next_session_gets_another(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @sync
+    async def test() -> None:
+        async with pool(1) as live:
+            monkeypatch.setattr("voxgate.engines.live._STUCK_SECONDS", 1.0)
+            session = await live.listen(None, interim=False)
+            if when == "opening":
+                await session.aclose()
+            (engine,) = engines()
+            engine.suspend()
+            with pytest.raises(ProviderError):
+                await (_feed(session) if when == "feeding" else _end(session) if when == "ending" else _open(live))
+            await session.aclose()
+            assert await spoken(await live.listen(None, interim=False)) == TEXT
+
+    test()
+
+
+@sync
+async def test_a_process_that_has_nothing_to_do_is_not_taken_for_stuck() -> None:
+    async with pool(1) as live:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("voxgate.engines.live._STUCK_SECONDS", 0.5)
+            session = await live.listen(None, interim=False)
+            await asyncio.sleep(2.2)
+        assert await spoken(session) == TEXT
 
 
 @sync

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -13,9 +14,12 @@ from voxgate.engines.process import Channel, segment_of
 from voxgate.errors import FailureClass, Overloaded, ProviderError
 from voxgate.model import Heard
 
+logger = logging.getLogger(__name__)
+
 _UNREAD = 16  # messages of an engine that wait to be read, before it gets more to do
-_UNTAKEN = 64  # messages that it has not taken, likewise
+_UNTAKEN = 64  # messages that it has not taken or answered, likewise
 _START_TIMEOUT = 600.0
+_STUCK_SECONDS = 300.0  # in which a process that has something to do says nothing at all: it never will
 
 
 class LivePool:
@@ -85,18 +89,22 @@ class LiveSession:
         self._process = process
         self._messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._untaken = 0
+        self._asked = 0.0  # when it had taken all, and got more, by the loop's clock
         self._room = asyncio.Event()
         self._room.set()
         self._over = False
         self._number = process.join(self._take)
+        self._watch: asyncio.TimerHandle | None = None
 
     async def open(self, language: str | None, *, model: str, interim: bool) -> None:
+        self._watch = asyncio.get_running_loop().call_later(_STUCK_SECONDS, self._judge)
+        self._more()
         await self._send(open={"language": language, "model": model, "interim": interim})
         await self._next()
 
     async def feed(self, pcm: bytes) -> None:
         await self._room.wait()
-        self._untaken += 1
+        self._more()
         self._look()
         await self._send(pcm=base64.b64encode(pcm).decode())
 
@@ -104,6 +112,7 @@ class LiveSession:
         await self._send(finalize=True)
 
     async def end(self) -> None:
+        self._more()
         await self._send(end=True)
 
     async def heard(self) -> AsyncIterator[Heard]:
@@ -118,6 +127,8 @@ class LiveSession:
 
     def close(self) -> None:
         """What the process is at is given up with its next step."""
+        if self._watch is not None:
+            self._watch.cancel()
         if self._process.takers.pop(self._number, None) is not None:
             if self._process.alive and not self._over:
                 with contextlib.suppress(OSError, RuntimeError):
@@ -125,11 +136,26 @@ class LiveSession:
             self._pool.left(self._process)
 
     def _take(self, message: dict[str, Any]) -> None:
-        if "took" in message:
+        if message.keys() & {"open", "took", "ended"}:
             self._untaken -= 1
-        else:
+        if "took" not in message:
             self._messages.put_nowait(message)
         self._look(lost="crash" in message)
+
+    def _more(self) -> None:
+        if not self._untaken:
+            self._asked = asyncio.get_running_loop().time()
+        self._untaken += 1
+
+    def _judge(self) -> None:
+        """End a process that is stuck: who waits for it would wait for ever, and so would the next."""
+        loop = asyncio.get_running_loop()
+        silent = loop.time() - max(self._process.spoke, self._asked)
+        if self._untaken and silent >= _STUCK_SECONDS:
+            logger.warning("a recognizer for live speech is stuck, and is ended")
+            self._process.worker.abort()
+        else:
+            self._watch = loop.call_later(max(_STUCK_SECONDS - silent, 1.0), self._judge)
 
     def _look(self, *, lost: bool = False) -> None:
         """Whether it may get more to do; who is lost is told by the next that is sent."""

@@ -117,11 +117,15 @@ class Worker:
         await self.kill()
 
     async def kill(self) -> None:
-        process = self._process
-        if process is not None:
+        self.abort()
+        if self._process is not None:
+            await self._process.wait()
+
+    def abort(self) -> None:
+        """Likewise; who waits for it is told by its end."""
+        if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+                self._process.kill()
 
     async def send(self, message: Mapping[str, Any]) -> None:
         """Waits where the process has more than enough to do."""
@@ -170,6 +174,7 @@ class Channel:
         self.info: EngineInfo | None = None
         self.started = asyncio.create_task(self._start(arguments))
         self.ended = asyncio.Event()
+        self.spoke = 0.0  # when it last said anything, by the loop's clock
         self._aside = aside
         self._numbers = 0
         self._reading: asyncio.Task[None] | None = None
@@ -201,6 +206,7 @@ class Channel:
             await self.worker.kill()
             self.ended.set()
             raise
+        self.spoke = asyncio.get_running_loop().time()
         self._reading = asyncio.create_task(self._read())
         return self.info
 
@@ -208,6 +214,7 @@ class Channel:
         try:
             while True:
                 message = await self.worker.message()
+                self.spoke = asyncio.get_running_loop().time()
                 number = message.pop("job", None) or message.pop("live", None)
                 take = self._aside if number is None else self.takers.get(number)
                 if take is not None:
