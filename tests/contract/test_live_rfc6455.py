@@ -401,6 +401,9 @@ def test_what_is_refused_is_told_in_the_envelope_and_the_connection_closes(
     assert answer.headers["connection"].lower() == "close"
     if answer.status == 426:
         assert answer.headers["sec-websocket-version"] == "13"
+        assert (answer.headers["upgrade"], answer.error["code"]) == ("websocket", "upgrade_required")
+    if answer.status == 405:
+        assert (answer.headers["allow"], answer.error["code"]) == ("GET", "method_not_allowed")
 
 
 def test_two_keys_are_refused(place: Place, customer: Customer) -> None:

@@ -9,7 +9,6 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from http import HTTPStatus
 from typing import cast
@@ -22,10 +21,10 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
-from voxgate.errors import InvalidInput
+from voxgate.errors import InvalidInput, MethodNotAllowed, UpgradeRequired
 from voxgate.hosts.asgi import AsgiApp
 from voxgate.hosts.frames import QUIET, Impatient, SocketProtocol, last_response
-from voxgate.hosts.http import error_response, request_id
+from voxgate.hosts.http import Response, error_response, request_id
 from voxgate.hosts.sockets import Sockets
 from voxgate.live import MOST_MESSAGE
 
@@ -112,7 +111,8 @@ class _Protocol(Impatient, HttpToolsProtocol):
         elif self._values(b"transfer-encoding") or set(self._values(b"content-length")) - {b"0"}:
             self._refuse(HTTPStatus.BAD_REQUEST, "A request for an upgrade has no body.")
         elif method != "GET":
-            self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, "A WebSocket is asked for with GET.")
+            path = unquote(httptools.parse_url(self.url).path.decode("ascii"))
+            self._send_last(error_response(MethodNotAllowed(method[:20], path[:200], ["GET"])))
         else:
             self._handshake(rest, self._sockets)
 
@@ -128,8 +128,9 @@ class _Protocol(Impatient, HttpToolsProtocol):
         accepting = ServerProtocol(logger=QUIET).accept(Request("/", headers))
         versions = [version.strip() for version in headers.get_all("sec-websocket-version")]
         if versions != ["13"] and accepting.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
-            message = "The WebSocket's version must be 13."
-            self._refuse(HTTPStatus.UPGRADE_REQUIRED, message, {"sec-websocket-version": "13"})
+            response = error_response(UpgradeRequired("The WebSocket's version must be 13."))
+            response.headers["sec-websocket-version"] = "13"
+            self._send_last(response)
         elif accepting.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
             self._refuse(HTTPStatus.BAD_REQUEST, "That is no WebSocket's handshake: a header is missing or odd.")
         else:
@@ -153,9 +154,11 @@ class _Protocol(Impatient, HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(HTTPStatus.BAD_REQUEST, msg)
 
-    def _refuse(self, status: HTTPStatus, message: str, more: Mapping[str, str] | None = None) -> None:
-        response = replace(error_response(InvalidInput(message)), status=status)
-        response.headers.update({"x-request-id": request_id(), **(more or {})})
+    def _refuse(self, status: HTTPStatus, message: str) -> None:
+        self._send_last(replace(error_response(InvalidInput(message)), status=status))
+
+    def _send_last(self, response: Response) -> None:
+        response.headers["x-request-id"] = request_id()
         self.transport.write(last_response(response))
         self.transport.close()
 
