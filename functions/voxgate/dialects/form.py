@@ -124,5 +124,7 @@ def _refusal(error: ValidationError) -> InvalidInput:
         return InvalidInput(f"Missing required field '{param}'.", param=param)
     if first["type"] == "string_too_short":
         return InvalidInput(f"The field '{param}' is empty.", param=param)
+    if first["type"] == "model_type":
+        return InvalidInput("The body must be a JSON object.")
     reason = first["msg"].removeprefix("Value error, ").replace("Input should be", "it should be", 1)
     return InvalidInput(f"Invalid value for '{param}': {reason}.", param=param)
