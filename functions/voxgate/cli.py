@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import socket
 import sqlite3
@@ -68,7 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     live.add_argument("--sample-rate", type=int, default=16_000, help="of raw samples (default: %(default)s)")
     live.add_argument("--channels", type=int, default=1, help="of raw samples (default: %(default)s)")
     live.add_argument(
-        "--speed", type=float, default=1.0, help="times as fast as speech; 0: as fast as it goes (default: %(default)s)"
+        "--speed",
+        type=_speed,
+        default=1.0,
+        help="times as fast as speech; 0: as fast as it goes (default: %(default)s)",
     )
     live.add_argument("--language", help="the speech's language, such as en")
     live.add_argument("--json", action="store_true", help="print every message")
@@ -220,6 +224,13 @@ def _transcribe(arguments: Arguments) -> int:
         else:
             target.write_text(text, encoding="utf-8")
     return int(failed)
+
+
+def _speed(text: str) -> float:
+    speed = float(text)
+    if not 0 <= speed < math.inf:
+        raise argparse.ArgumentTypeError("it is a number of at least 0")
+    return speed
 
 
 def _live(arguments: Arguments) -> int:

@@ -52,6 +52,8 @@ def live(path: Path | None, options: Options) -> None:
         raise ClientError(refusal(error.response.status_code, bytes(error.response.body or b""))) from error
     except (InvalidURI, ValueError) as error:
         raise ClientError(f"{options.base_url} is no gateway's address, or the API key is none: {error}.") from error
+    except BrokenPipeError:  # whoever read what is printed has seen enough
+        raise
     except (OSError, WebSocketException) as error:
         raise ClientError(f"{options.base_url} cannot be reached: {error}.") from error
 

@@ -496,3 +496,22 @@ def test_live_that_is_interrupted_ends_in_order_and_prints_what_was_said(server:
     assert messages[-1]["type"] == "done"
     assert messages[-1]["text"]
     assert told == ""
+
+
+def test_live_whose_reader_has_seen_enough_does_not_blame_the_gateway(server: Server) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("VOXGATE_")}
+    command = [sys.executable, "-m", "voxgate", "live", str(SPEECH), "--speed", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean | client(server))
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(30) == 1
+
+
+@pytest.mark.parametrize("speed", ["-1", "nan", "inf", "fast"])
+def test_live_refuses_a_speed_that_is_none(server: Server, speed: str) -> None:
+    done = voxgate("live", SPEECH, "--speed", speed, **client(server))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--speed" in done.stderr
