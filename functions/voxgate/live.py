@@ -20,6 +20,7 @@ from voxgate.audio.decode import BYTES_PER_SECOND
 from voxgate.audio.live import Decoder, decoder
 from voxgate.catalog import Deployment, started_tenths
 from voxgate.dialects import live as dialect
+from voxgate.dialects import naming
 from voxgate.errors import (
     ClientGone,
     InsufficientQuota,
@@ -83,9 +84,10 @@ class Live:
         async with self.gate.request(request_id, dialect.NAME, headers, "", told, tokens=True) as tab:
             form, extra = dialect.LiveForm.read(tuple(Field(name, value) for name, value in query.items()))
             request = form.request()
-            models = self.transcriber.models(request, tab.caller)
-            tab.note(model=models[0].id)
-            deployments = await self.transcriber.choose(models, Asked(request, 0.0, 0))
+            with naming(model="model_id"):
+                models = self.transcriber.models(request, tab.caller)
+                tab.note(model=models[0].id)
+                deployments = await self.transcriber.choose(models, Asked(request, 0.0, 0))
             purse = _Purse(tab, deployments)
             await purse.cover(1)
             line = _Line(self.transcriber.fallback, deployments, form)

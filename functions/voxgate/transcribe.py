@@ -21,7 +21,7 @@ from voxgate.audio import UnusableAudio
 from voxgate.audio.sniff import Container
 from voxgate.cache import Cache, entry_id, ttl
 from voxgate.catalog import Catalog, Deployment, Model, started_tenths
-from voxgate.dialects import Dialect, StreamingDialect
+from voxgate.dialects import Dialect, StreamingDialect, naming
 from voxgate.errors import (
     ClientGone,
     Forbidden,
@@ -137,13 +137,8 @@ class Transcriber:
             self._refuse_by_length(dialect, incoming.content_length)
             if 0 < self.uploads_at_once <= self._uploads:
                 raise Overloaded("This server takes no more uploads at once; try again.", retry_after=1)
-            try:
-                with Upload(self.spool_dir) as upload:
-                    return await self._serve(dialect, incoming, tab, upload)
-            except InvalidInput as error:
-                if error.param == "file":  # each contract has its own name for it
-                    error.param = dialect.audio_field
-                raise
+            with naming(file=dialect.audio_field, model=dialect.model_field), Upload(self.spool_dir) as upload:
+                return await self._serve(dialect, incoming, tab, upload)
 
     async def _serve(self, dialect: Dialect, incoming: Incoming, tab: Tab, upload: Upload) -> Reply:
         with self.metrics.stage("receive"):

@@ -173,7 +173,7 @@ def test_who_is_unknown_is_told_so_before_the_upgrade(server: Server, how: str) 
 BAD: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
     "no model": ({"model_id": None}, 400, "invalid_input", "model_id"),
     "empty model": ({"model_id": ""}, 400, "invalid_input", "model_id"),
-    "unknown model": ({"model_id": "whisper-9"}, 404, "model_not_found", None),
+    "unknown model": ({"model_id": "whisper-9"}, 404, "model_not_found", "model_id"),
     "encoding": ({"encoding": "mp3"}, 400, "invalid_input", "encoding"),
     "another encoding": ({"encoding": "pcm_s24le"}, 400, "invalid_input", "encoding"),
     "slow": ({"sample_rate": 7999}, 400, "invalid_input", "sample_rate"),
@@ -186,7 +186,7 @@ BAD: dict[str, tuple[dict[str, Any], int, str, str | None]] = {
     "language": ({"language": "xx-nothing"}, 400, "invalid_input", "language"),
     "language not spoken": ({"language": "fr"}, 400, "invalid_input", "language"),
     "interim": ({"interim_results": "perhaps"}, 400, "invalid_input", "interim_results"),
-    "provider": ({"provider_id": "nobody"}, 404, "model_not_found", None),
+    "provider": ({"provider_id": "nobody"}, 404, "model_not_found", "model_id"),
 }
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
 from voxgate.dialects.form import RequestForm
+from voxgate.errors import VoxgateError
 from voxgate.formats import Body, json_body, plain_body
 from voxgate.model import Delta, Outcome, TranscriptionRequest
 from voxgate.multipart import Field
@@ -19,6 +22,7 @@ class Dialect(Protocol):
     path: str
     form: type[RequestForm]
     audio_field: str = "file"
+    model_field: str = "model"
     nullable: bool = False
     key_header: str = ""
 
@@ -43,3 +47,13 @@ class StreamingDialect(Dialect, Protocol):
     def render_delta(self, delta: Delta, index: int) -> dict[str, Any] | None: ...
 
     def render_done(self, outcome: Outcome, text: str, index: int) -> dict[str, Any]: ...
+
+
+@contextlib.contextmanager
+def naming(**own: str) -> Iterator[None]:
+    """A failure's `param` as the contract calls it."""
+    try:
+        yield
+    except VoxgateError as error:
+        error.param = own.get(error.param or "", error.param)
+        raise

@@ -35,6 +35,7 @@ class StatsDialect(Dialect):
     path = "/v1/stt/transcribe"
     form = StatsForm
     audio_field = "audio"
+    model_field = "model_id"
 
     def body(self, outcome: Outcome) -> dict[str, Any]:
         transcript = outcome.transcript

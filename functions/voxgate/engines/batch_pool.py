@@ -34,7 +34,6 @@ class BatchPool:
         self.admission = Admission(most=queue, cost=window_count, margin=_MARGIN, batch=1.0)
         self._keeping: asyncio.Task[None] | None = None
         self._failed = False
-        self._said = False
         self.live = LivePool(self._shared, most=1, shared=True)
         self.stats = Totals()
 
@@ -128,19 +127,17 @@ class BatchPool:
     async def _until_ended(self, channel: Channel) -> None:
         silences = 0
         while not channel.ended.is_set():
-            self._said = False
+            spoke = channel.spoke
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_SILENCE):
                     await channel.ended.wait()
-            silences = (
-                0 if self._said else silences + 1
-            )  # and not by the clock: it may be this process that stood still
+            # Counted and not timed: it may be this process that stood still.
+            silences = 0 if channel.spoke > spoke else silences + 1
             if silences == _SILENCES:
                 logger.error("the recognizer says nothing any more, and is ended")
                 await channel.worker.kill()
 
     def _report(self, message: dict[str, Any]) -> None:
-        self._said = True
         if "stats" in message:
             self.stats.add(message["stats"])
 
