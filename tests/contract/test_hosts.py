@@ -165,7 +165,7 @@ def test_an_unknown_model_is_404(client: httpx.Client, path: str) -> None:
     assert error(send(client, path, **{name: "whisper-9"})) | {"message": ""} == {
         "status": 404,
         "type": "invalid_request_error",
-        "param": "model",
+        "param": name,
         "code": "model_not_found",
         "message": "",
     }

@@ -90,7 +90,10 @@ async def gpu() -> list[float]:
     except (TimeoutError, ValueError):
         return []
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            if asked.returncode is None:
+        if asked.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
                 asked.kill()
+            with contextlib.suppress(TimeoutError):  # in the driver it cannot even be killed
+                async with asyncio.timeout(_GPU_SECONDS):
+                    await asked.communicate()
     return [busy, used, total]
