@@ -28,6 +28,7 @@ from voxgate.model import Delta, Transcript
 from voxgate.providers import Ask, LiveEngine, Provider
 from voxgate.providers.prepare import Prepared
 from voxgate.routing.health import Health
+from voxgate.tasks import given_up
 
 logger = logging.getLogger(__name__)
 
@@ -223,6 +224,8 @@ class Fallback:
             overloaded = FailureClass.OVERLOADED
             attempt.failure = _Failure(deployment, overloaded, 503, float(error.retry_after), error.message)
         except (ProviderError, TimeoutError) as error:
+            if given_up():
+                raise asyncio.CancelledError from error
             if isinstance(error, TimeoutError):
                 error = ProviderError(FailureClass.TRANSIENT, "timed out")
             if error.failure is FailureClass.CALLER_FAULT:

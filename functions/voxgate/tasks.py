@@ -40,6 +40,13 @@ class Threads:
         await asyncio.to_thread(self._pool.shutdown)
 
 
+def given_up() -> bool:
+    """Whether this task has been cancelled, whatever became of that on its way out: a connection that is closed for
+    it may fail in its place."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def whole(work: Coroutine[Any, Any, _T], *, keep: bool = False) -> _T:
     """Wait for it to its end also when cancelled meanwhile, and be cancelled then; with `keep`, only
     where it came to nothing."""

@@ -46,7 +46,7 @@ from voxgate.routing import Asked, choose
 from voxgate.routing.health import Health
 from voxgate.staging import References, Staging
 from voxgate.streaming import HEADERS, Events, Narrator
-from voxgate.tasks import Threads
+from voxgate.tasks import Threads, given_up
 
 logger = logging.getLogger(__name__)
 
@@ -215,8 +215,8 @@ class Transcriber:
         """A client that hangs up pays for what it was told, as it pays for nothing where it was told nothing."""
         try:
             yield
-        except asyncio.CancelledError:
-            if narrator is not None and narrator.owed_until and prepared.serving is not None:
+        except BaseException:
+            if given_up() and narrator is not None and narrator.owed_until and prepared.serving is not None:
                 serving, until = prepared.serving, min(narrator.owed_until, prepared.duration)
                 tab.note(status=ClientGone.status)
                 await self.charge(tab, serving, until, Reply(HEADERS, narrator.cut()))

@@ -1213,6 +1213,30 @@ def test_who_hangs_up_pays_for_what_was_told_until_then_and_can_read_it_again(pl
     assert place.settled(customer) == spent
 
 
+def test_who_hangs_up_pays_also_where_the_providers_connection_fails_by_that(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = httpx.Response.aclose
+
+    async def fail(response: httpx.Response) -> None:
+        await close(response)
+        raise httpx.ReadError("reset")
+
+    customer = place.office.open(credit=CREDIT)
+    upstream = place.upstreams["inference"]
+    upstream.will(told_slowly(0.02, *LONG), model="ours")
+    asked = len(upstream.asked("ours"))
+    monkeypatch.setattr(httpx.Response, "aclose", fail)
+    with place.stream("ours", customer=customer) as wire:
+        for _, _ in zip(range(20), wire.events(), strict=False):
+            pass
+    spent = place.settled(customer)
+    (record,) = place.records(customer)
+    assert (record.status, record.cost) == (499, spent)
+    assert cost(1.0) <= spent <= cost(1.75)
+    assert len(upstream.asked("ours")) == asked + 1
+
+
 def test_a_stream_that_was_cut_is_in_the_usage(place: Place) -> None:
     customer = place.office.open(credit=CREDIT)
     place.upstreams["inference"].will(told_slowly(0.02, *LONG), model="ours")
