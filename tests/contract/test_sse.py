@@ -1331,7 +1331,7 @@ def test_two_hundred_streams_that_are_cut_leave_nothing_behind(place: Place, cap
         if read:
             heard = ends[records[request_id].cost]  # a segment's end, and no other amount
             if not read - 1 <= heard <= read + 40:
-                wrong.append((read, heard))
+                wrong.append((read, heard, records[request_id].status))
     assert wrong == []
     gc.collect()
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
