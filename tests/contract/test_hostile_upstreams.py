@@ -435,33 +435,19 @@ OFFERS = {
     "deepgram": ("deepgram words = true, diarization = true", ODD_OF_DEEPGRAM),
 }
 CASES = [(kind, case) for kind, (_, cases) in OFFERS.items() for case in cases]
-# Of the many values of one field the first two are asked for in every form, and of the others each third one in the
-# same ones; all are read whole, as `verbose`, and as `json`.
-ALWAYS = ("json", "verbose")
-
-
-def asked_in(kind: str, case: str) -> list[str]:
-    same = [name for each, name in CASES if (each, name.partition("-")[0]) == (kind, case.partition("-")[0])]
-    number = same.index(case)
-    others = [name for name in FORMS if name not in (*ALWAYS, "again")]
-    chosen = [*ALWAYS, *(others if number < 2 else others[number % 3 :: 3])]
-    return [name for name in FORMS if name in chosen or (name == "again" and "kept" in chosen)]
-
-
 MODELS |= {f"odd-{kind}-{case}": (OFFERS[kind][0],) for kind, case in CASES}
 MODELS |= {f"odd-first-{kind}-{case}": (OFFERS[kind][0], "b") for kind, case in CASES}
 
 
 @pytest.fixture(scope="module")
 def odd(place: Place) -> dict[tuple[str, str], dict[str, httpx.Response]]:
-    """What each of these answers becomes in its forms, and, as `first`, where there is another provider."""
+    """What each of these answers becomes in each form, and, as `first`, where there is another provider."""
 
     def all_forms(kind: str, case: str) -> dict[str, httpx.Response]:
         script, first = Script(body=OFFERS[kind][1][case]), f"odd-first-{kind}-{case}"
         place.upstreams[kind].always(script, model := f"odd-{kind}-{case}")
         place.upstreams[kind].always(script, first)
-        asked = {name: FORMS[name] for name in asked_in(kind, case)}
-        found = {name: place.ask(model, form.path, headers=form.headers, **form.fields) for name, form in asked.items()}
+        found = {name: place.ask(model, form.path, headers=form.headers, **form.fields) for name, form in FORMS.items()}
         return found | {"first": place.ask(first)}
 
     with ThreadPoolExecutor(8) as clients:
@@ -516,7 +502,7 @@ def is_served_sanely(answer: httpx.Response, form: str) -> None:
 @pytest.mark.parametrize(("kind", "case"), CASES)
 def test_an_odd_answer_is_a_failure_or_becomes_a_sane_one(place: Place, odd: Any, kind: str, case: str) -> None:
     assert place.upstreams[kind].asked(f"odd-{kind}-{case}")
-    for form in asked_in(kind, case):
+    for form in FORMS:
         is_served_sanely(odd[kind, case][form], form)
 
 
