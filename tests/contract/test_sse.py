@@ -85,10 +85,6 @@ DURATION = 3.03175
 CREDIT = 1_000_000
 CACHED = {"x-voxgate-cache": "read-write"}
 each_host = pytest.mark.parametrize("host", HOSTS)
-# Node takes half a second to start, so it is not tried with all that the others are.
-PYTHONS = ("sync", "async")
-CALLED = [(sdk, host) for sdk in PYTHONS for host in HOSTS] + [("node", "asgi")]
-each_sdk = pytest.mark.parametrize(("iterate", "host"), CALLED, indirect=["iterate"])
 
 # --- The gateway, its models and its providers ------------------------------------------------------
 
@@ -539,11 +535,8 @@ def logprobs(*tokens: str) -> list[dict[str, Any]]:
 PROBABLE = [delta(text, logprobs=logprobs(text)) for text in ("Tell", " ", "me ", "it", " ")]
 
 
-PROBABLY = [(sdk, end, host) for sdk in PYTHONS for end in ("whole", "silent") for host in HOSTS]
-PROBABLY += [("node", "whole", "asgi"), ("node", "silent", "lambda")]
-
-
-@pytest.mark.parametrize(("iterate", "end", "host"), PROBABLY, indirect=["iterate"])
+@each_host
+@pytest.mark.parametrize("end", ["whole", "silent"])
 def test_logprobs_come_with_the_deltas_that_they_are_of(place: Place, iterate: SdkCall, host: Host, end: str) -> None:
     whole = logprobs("Tell", " ", "me ", "it", " ")
     script = sse(*PROBABLE, done("Tell me it", **({"logprobs": whole} if end == "whole" else {})))
@@ -718,11 +711,13 @@ def iterate(request: pytest.FixtureRequest, place: Place) -> SdkCall:
     return {"sync": with_sync, "async": with_async, "node": with_node}[request.param]
 
 
-ITERATED = [(sdk, model, host) for sdk in PYTHONS for model in SOURCES for host in HOSTS]
-ITERATED += [("node", "gpt", "lambda"), ("node", "nova", "asgi")]
+# Node takes half a second to start.
+ITERATED = [(sdk, model) for sdk in ("sync", "async") for model in SOURCES]
+ITERATED += [("node", model) for model in ("gpt", "nova")]
 
 
-@pytest.mark.parametrize(("iterate", "model", "host"), ITERATED, indirect=["iterate"])
+@each_host
+@pytest.mark.parametrize(("iterate", "model"), ITERATED, indirect=["iterate"])
 def test_the_sdks_iterate_a_stream(place: Place, iterate: SdkCall, model: str, host: Host) -> None:
     heard = iterate(model, host)
     assert heard.error is None
@@ -730,14 +725,14 @@ def test_the_sdks_iterate_a_stream(place: Place, iterate: SdkCall, model: str, h
     assert heard.events == place.told(model, host)
 
 
-@each_sdk
+@each_host
 def test_the_sdks_take_the_segments_of_speakers(iterate: SdkCall, host: Host) -> None:
     heard = iterate("nova", host, response_format="diarized_json")
     assert heard.error is None
     assert [e["speaker"] for e in heard.events if e["type"] == "transcript.text.segment"] == ["0", "1"]
 
 
-@each_sdk
+@each_host
 def test_the_sdks_raise_what_was_wrong_before_the_stream(place: Place, iterate: SdkCall, host: Host) -> None:
     refused = iterate("gpt", host, temperature=2)
     assert refused.events == []
@@ -760,7 +755,7 @@ FAULTS = {
 BROKEN = {name: pair(GPT) for name in FAULTS}
 
 
-RAISED = [(sdk, fault) for sdk in PYTHONS for fault in FAULTS]
+RAISED = [(sdk, fault) for sdk in ("sync", "async") for fault in FAULTS]
 RAISED += [("node", fault) for fault in ("error", "cut")]
 
 

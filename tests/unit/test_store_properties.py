@@ -556,7 +556,7 @@ def aws() -> Iterator[Any]:
         yield client
 
 
-@pytest.mark.parametrize(("store", "examples"), [("sqlite", 40), ("dynamodb", 5)])
+@pytest.mark.parametrize(("store", "examples"), [("sqlite", 60), ("dynamodb", 6)])
 def test_no_history_loses_or_makes_credit(request: pytest.FixtureRequest, store: str, examples: int) -> None:
     class Tried(Machine):
         client = request.getfixturevalue("aws") if store == "dynamodb" else None
