@@ -135,7 +135,8 @@ class BatchPool:
             silences = 0 if channel.spoke > spoke else silences + 1
             if silences == _SILENCES:
                 logger.error("the recognizer says nothing any more, and is ended")
-                await channel.worker.kill()
+                channel.info = None  # it is not ready, even where its driver keeps it from being killed
+                channel.worker.abort()
 
     def _report(self, message: dict[str, Any]) -> None:
         if "stats" in message:
