@@ -69,6 +69,11 @@ class Incoming:
     events: Events
     begun: float = field(default_factory=time.monotonic)
 
+    @property
+    def left(self) -> float:
+        """For how many more seconds the client waits. Raises `InvalidInput`."""
+        return self.begun + deadline(self.headers) - time.monotonic()
+
 
 def deadline(headers: Mapping[str, str]) -> float:
     """For how many seconds the client waits, in `x-voxgate-deadline`. Raises `InvalidInput`."""
@@ -151,8 +156,7 @@ class Transcriber:
             hashed = tab.replayable or keep is not None
             container, duration, digest = await self._measure(dialect, upload, hashed=hashed)
         account_id = tab.caller.account_id
-        left = incoming.begun + deadline(incoming.headers) - time.monotonic()
-        deployments = await self.choose(models, Asked(request, duration, upload.size), seconds=left)
+        deployments = await self.choose(models, Asked(request, duration, upload.size), seconds=incoming.left)
         entry = None if keep is None else entry_id(request, digest)
         served = await self._hit(account_id, entry, deployments)
         hit = entry if served else None
@@ -252,7 +256,7 @@ class Transcriber:
                 deployments,
                 attempted=attempted,
                 told=lambda: narrator is not None and narrator.begun,
-                seconds=incoming.begun + deadline(incoming.headers) - time.monotonic(),
+                seconds=incoming.left,
             )
         finally:
             incoming.told["x-voxgate-attempts"] = str(attempts)  # on a failure's answer, too
