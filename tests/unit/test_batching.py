@@ -143,6 +143,16 @@ def busy(start: Start, decoder: Decoder, **options: Any) -> Batcher[str]:
     return batcher
 
 
+def together(batcher: Batcher[str], decoder: Decoder, askers: list[Asker], *, rows: int) -> None:
+    """All wait with so many rows each before one of them is decoded, and end well."""
+    for asker in askers:
+        batcher.submit(asker.request)
+        asker.ready(rows)
+    decoder.go_on()
+    for asker in askers:
+        assert asker.ended() is None
+
+
 # Results.
 
 
@@ -288,12 +298,7 @@ def test_of_equals_the_first_is_done_first_and_none_is_later_than_if_they_shared
     decoder = Decoder("plug")
     batcher = busy(start, decoder)
     askers = [Asker(words(name, 4)) for name in "abc"]
-    for asker in askers:
-        batcher.submit(asker.request)
-        asker.ready(4)
-    decoder.go_on()
-    for asker in askers:
-        asker.ended()
+    together(batcher, decoder, askers, rows=4)
     assert decoder.order[1:] == [*words("a", 4), *words("b", 4), *words("c", 4)]
 
 
@@ -301,12 +306,7 @@ def test_what_is_to_be_decoded_again_is_before_who_came_later(start: Start) -> N
     decoder = Decoder("plug", again={"a": "a again", "a again": "a at last"})
     batcher = busy(start, decoder)
     askers = [Asker([name]) for name in "abc"]
-    for asker in askers:
-        batcher.submit(asker.request)
-        asker.ready(1)
-    decoder.go_on()
-    for asker in askers:
-        assert asker.ended() is None
+    together(batcher, decoder, askers, rows=1)
     assert decoder.order[1:] == ["a", "a again", "a at last", "b", "c"]
 
 
@@ -315,12 +315,7 @@ def test_live_comes_before_interactive_and_that_before_batch(start: Start) -> No
     batcher = busy(start, decoder)
     ranks = [Priority.BATCH, Priority.INTERACTIVE, Priority.LIVE]
     askers = [Asker(words(rank.name, 3), priority=rank) for rank in ranks]
-    for asker in askers:
-        batcher.submit(asker.request)
-        asker.ready(3)
-    decoder.go_on()
-    for asker in askers:
-        assert asker.ended() is None
+    together(batcher, decoder, askers, rows=3)
     assert decoder.order[1:] == [*words("LIVE", 3), *words("INTERACTIVE", 3), *words("BATCH", 3)]
 
 
@@ -385,12 +380,7 @@ def test_rows_of_unlike_kinds_never_share_a_batch_and_like_ones_do(start: Start)
     decoder = Decoder("plug")
     batcher = busy(start, decoder, size=4)
     askers = [Asker(words(f"{kind}:{number}:", 3), kind=kind) for number in range(4) for kind in ("en", "de", "fr")]
-    for asker in askers:
-        batcher.submit(asker.request)
-        asker.ready(3)
-    decoder.go_on()
-    for asker in askers:
-        assert asker.ended() is None
+    together(batcher, decoder, askers, rows=3)
     for batch in decoder.batches[1:]:
         assert len({content.partition(":")[0] for content in batch}) == 1
         assert len(batch) == 4
