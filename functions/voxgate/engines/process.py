@@ -122,7 +122,7 @@ class Worker:
             await self._process.wait()
 
     def abort(self) -> None:
-        """Likewise; who waits for it is told by its end."""
+        """Kill it, and do not wait until it has ended."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
